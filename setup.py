@@ -1,0 +1,49 @@
+"""Extension list and build modes; everything else is in pyproject.toml.
+
+``PYLVS_BUILD`` selects the mode: ``release`` (default), ``debug`` (assertions, -Og), ``asan`` (AddressSanitizer and
+UndefinedBehaviorSanitizer) or ``coverage`` (gcov, with line numbers of the .pxd and .pyx files).
+"""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+MODES = {
+    "release": ["-O3", "-DNDEBUG"],
+    "debug": ["-Og", "-g"],
+    "asan": ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "coverage": ["-O0", "-g", "--coverage"],
+}
+mode = os.environ.get("PYLVS_BUILD", "release")
+if mode not in MODES:
+    raise SystemExit(f"PYLVS_BUILD={mode}: unknown build mode; use one of {', '.join(MODES)}")
+
+flags = [*MODES[mode], "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-unused-variable"]
+link = [flag for flag in MODES[mode] if flag.startswith(("-fsanitize", "--coverage"))]
+
+MODULES = [
+    "pylvs.forward._fastpath",
+    "pylvs.ports.af_packet",
+    "pylvs.worker",
+]
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(name, [name.replace(".", "/") + ".pyx"], extra_compile_args=flags, extra_link_args=link)
+            for name in MODULES
+        ],
+        build_dir=f"build/{mode}-c",
+        emit_linenums=mode == "coverage",
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": False,
+            "wraparound": False,
+            "cdivision": True,
+            "initializedcheck": False,
+            "embedsignature": True,
+            "freethreading_compatible": True,
+        },
+    ),
+)
