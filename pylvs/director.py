@@ -1,0 +1,444 @@
+"""The director as an object: a configuration, a view of the host, and the data plane between them.
+
+Offline, frames go in through `process` and come back with their verdicts, and time is what the caller says it is; the
+daemon drives the very same object with real sockets, workers and the kernel's view of the host.
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from pylvs import conntrack, ipvsadm, proc
+from pylvs.fib import compile_fib, packed, unpacked
+from pylvs.forward import _fastpath
+from pylvs.model import (
+    Connection,
+    Host,
+    Link,
+    Mark,
+    Neighbour,
+    RealServer,
+    Route,
+    ServerStatus,
+    Service,
+    ServiceKey,
+    ServiceStatus,
+    Stats,
+    Timeouts,
+    canonical,
+    endpoint,
+    service_name,
+)
+from pylvs.services import Dest, Entry, ServiceTable
+from pylvs.settings import Settings
+
+#: seconds by TCP state, in the order of `_fastpath.TCP_STATES`
+TCP_SECONDS = (2, 900, 120, 60, 120, 120, 10, 60, 30, 120, 120)
+SWEEP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a frame: ``forward``, ``pass``, ``reply`` or ``drop``; why; and what was sent because of it."""
+
+    verdict: str
+    reason: str | None
+    frames: list[tuple[str, bytes]]
+    service: str | None = None
+    dest: str | None = None
+    connection: Connection | None = None
+
+
+class Director:
+    """A director. All arguments are those of `configure`, besides:
+
+    `now` is the time in seconds at which it starts, `seed` makes the hash of the connection table repeatable (None: drawn
+    from the system), `connections` is the size of the table.
+    """
+
+    def __init__(
+        self,
+        interfaces: Mapping[str, Mapping[str, Any]] | None = None,
+        neighbours: Mapping[str, str] | None = None,
+        routes: Mapping[str, str] | None = None,
+        marks: Sequence[Mapping[str, Any]] | None = None,
+        hosts: Mapping[str, str] | None = None,
+        now: float = 0.0,
+        seed: int | None = None,
+        connections: int = 1 << 16,
+    ) -> None:
+        source = random.Random(seed) if seed is not None else random.SystemRandom()
+        self._now = _nanoseconds(now)
+        self._next_sweep = now + SWEEP_SECONDS
+        self._slots = _fastpath.Slots()
+        self._table = ServiceTable(self._slots, self._slot_freed)
+        self._link_ids: dict[str, int] = {}
+        self._link_names: dict[int, str] = {}
+        self._host = Host()
+        self._given: dict[str, Any] = {"interfaces": {}, "neighbours": {}, "routes": {}}
+        self._generation = 0
+        self._batching = False
+        self._guarded = False
+        self._timeouts = Timeouts()
+        self.marks: tuple[Mark, ...] = ()
+        self.hosts: dict[str, str] = {}
+        self.table_size = 4096
+        self.cores = [
+            _fastpath.Core(self._slots, connections, source.randbytes(16), compile_fib(self._host, {}, 1))
+        ]
+        self.settings = Settings(lambda name: self._tune())
+        self._tune()
+        self.configure(
+            interfaces=interfaces or {},
+            neighbours=neighbours or {},
+            routes=routes or {},
+            marks=marks or (),
+            hosts=hosts or {},
+        )
+
+    # ------------------------------------------------------------------------------------------ the host around it
+
+    def configure(
+        self,
+        interfaces: Mapping[str, Mapping[str, Any]] | None = None,
+        neighbours: Mapping[str, str] | None = None,
+        routes: Mapping[str, str] | None = None,
+        marks: Sequence[Mapping[str, Any]] | None = None,
+        hosts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Replace the parts of the surroundings that are given; connections live on.
+
+        `interfaces`: name -> {"mac", "addresses" (with prefix length), "mtu", "up"}; `neighbours`: address -> MAC;
+        `routes`: prefix -> gateway address, or interface name for a route without gateway; `marks`: our own rules for
+        firewall marks; `hosts`: name -> address. Raises `ValueError` and changes nothing if any of it is wrong.
+        """
+        given = dict(self._given)
+        for name, value in (("interfaces", interfaces), ("neighbours", neighbours), ("routes", routes)):
+            if value is not None:
+                given[name] = value
+        new_marks = tuple(_mark(each) for each in marks) if marks is not None else self.marks
+        new_hosts = {name: canonical(address) for name, address in hosts.items()} if hosts is not None else self.hosts
+        host = _host(given["interfaces"], given["neighbours"], given["routes"])
+        self.configure_host(host)
+        self._given, self.marks, self.hosts = given, new_marks, new_hosts
+
+    def configure_host(self, host: Host) -> None:
+        """Replace the whole view of the host."""
+        for link in host.links:
+            if link.name not in self._link_ids:
+                number = len(self._link_ids)
+                if number >= _fastpath.LINK_CAPACITY:
+                    raise ValueError(f"more than {_fastpath.LINK_CAPACITY} interfaces are not supported")
+                self._link_ids[link.name] = number
+                self._link_names[number] = link.name
+        self._host = host
+        self._generation += 1
+        ids = {link.index: self._link_ids[link.name] for link in host.links}
+        fib = compile_fib(host, ids, self._generation)
+        for core in self.cores:
+            core.adopt_fib(fib)
+
+    @property
+    def host(self) -> Host:
+        """The view of the host that it works by."""
+        return self._host
+
+    def link_id(self, name: str) -> int:
+        """The data plane's number of an interface; `ValueError` if there is no such interface."""
+        try:
+            return self._link_ids[name]
+        except KeyError:
+            known = ", ".join(sorted(self._link_ids)) or "none"
+            raise ValueError(f"no interface {name!r}; known are: {known}") from None
+
+    @property
+    def guarded(self) -> bool:
+        """Is the host kept from seeing what is forwarded? Then packets left over are answered in its place."""
+        return self._guarded
+
+    @guarded.setter
+    def guarded(self, value: bool) -> None:
+        self._guarded = value
+        self._publish()
+
+    # ---------------------------------------------------------------------------------------------- what it balances
+
+    def add_service(self, service: Service) -> None:
+        """Add a virtual service with its servers, if it lists any."""
+        self._table.add_service(service)
+        for server in service.servers:
+            self._table.add_server(service.key, server)
+        self._publish()
+
+    def edit_service(self, service: Service) -> None:
+        """Change a virtual service; its servers and connections stay."""
+        self._table.edit_service(service)
+        self._publish()
+
+    def delete_service(self, key: ServiceKey) -> None:
+        """Delete a virtual service; connections stay until they expire."""
+        self._table.delete_service(key, self.now)
+        self._publish()
+
+    def flush(self) -> None:
+        """Delete all virtual services."""
+        for key in list(self._table.entries):
+            self._table.delete_service(key, self.now)
+        self._publish()
+
+    def add_server(self, key: ServiceKey, server: RealServer) -> None:
+        """Add a real server to a service."""
+        self._table.add_server(key, server)
+        self._publish()
+
+    def edit_server(self, key: ServiceKey, server: RealServer) -> None:
+        """Change a real server; weight 0 quiesces it."""
+        self._table.edit_server(key, server)
+        self._publish()
+
+    def delete_server(self, key: ServiceKey, address: str, port: int) -> None:
+        """Take a real server out of a service."""
+        entry = self._table.get(key)
+        dest = entry.find(address, port)
+        self._table.delete_server(key, address, port, self.now)
+        self._publish()
+        if dest is not None and self.settings["expire_nodest_conn"]:
+            for core in self.cores:
+                core.flush_dest(dest.slot)
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Several changes as one snapshot."""
+        self._batching = True
+        try:
+            yield
+        finally:
+            self._batching = False
+            self._publish()
+
+    def _publish(self) -> None:
+        if self._batching:
+            return
+        self._generation += 1
+        snapshot = self._table.snapshot(self._generation, self._guarded)
+        for core in self.cores:
+            core.adopt(snapshot)
+        self._table.published()
+
+    def _slot_freed(self, kind: str, slot: int) -> None:
+        for core in self.cores:
+            if kind == "dest":
+                core.clear_dest(slot)
+            else:
+                core.clear_service(slot)
+
+    # ----------------------------------------------------------------------------------------------- how it is tuned
+
+    @property
+    def timeouts(self) -> Timeouts:
+        """Seconds for established TCP, TCP after a FIN, and UDP."""
+        return self._timeouts
+
+    def set_timeouts(self, timeouts: Timeouts) -> None:
+        """Change the timeouts that are not 0; running timers are not touched."""
+        self._timeouts = Timeouts(
+            tcp=timeouts.tcp or self._timeouts.tcp,
+            tcpfin=timeouts.tcpfin or self._timeouts.tcpfin,
+            udp=timeouts.udp or self._timeouts.udp,
+        )
+        self._tune()
+
+    def _tune(self) -> None:
+        seconds = list(TCP_SECONDS)
+        seconds[1] = self._timeouts.tcp
+        seconds[4] = self._timeouts.tcpfin
+        for core in self.cores:
+            core.tune([1000 * each for each in seconds], 1000 * self._timeouts.udp, dict(self.settings))
+
+    # ------------------------------------------------------------------------------------------------ what it reports
+
+    @property
+    def now(self) -> float:
+        """The director's time in seconds."""
+        return self._now / 1e9
+
+    def status(self) -> list[ServiceStatus]:
+        """Services and, in each, real servers in list order, with counts."""
+        return [
+            ServiceStatus(
+                service=entry.service,
+                servers=tuple(self._server_status(dest) for dest in entry.dests),
+                stats=self._stats("service_counters", entry.slot),
+            )
+            for entry in self._table
+        ]
+
+    def _server_status(self, dest: Dest) -> ServerStatus:
+        active, inactive, persistent, _, overloaded = self._slots.get(dest.slot)
+        return ServerStatus(
+            server=dest.server,
+            active=active,
+            inactive=inactive,
+            persistent=persistent,
+            overloaded=overloaded,
+            stats=self._stats("dest_counters", dest.slot),
+        )
+
+    def _stats(self, reader: str, *slot: int) -> Stats:
+        sums = [sum(column) for column in zip(*(getattr(core, reader)(*slot) for core in self.cores), strict=True)]
+        return Stats(conns=sums[0], inpkts=sums[1], outpkts=sums[2], inbytes=sums[3], outbytes=sums[4])
+
+    def totals(self) -> Stats:
+        """Counters over all services."""
+        return self._stats("counters")
+
+    def connections(self) -> list[Connection]:
+        """The entries of the connection table."""
+        return [each for core in self.cores for each in conntrack.connections(core.connections(), self._now)]
+
+    def counters(self) -> dict[str, Any]:
+        """Frames: received = forwarded + passed + replied + the sum of all drops, which are by reason."""
+        received = forwarded = passed = replied = 0
+        drops: dict[str, int] = {}
+        for core in self.cores:
+            counts = core.totals()
+            received, forwarded = received + counts[0], forwarded + counts[1]
+            passed, replied = passed + counts[2], replied + counts[3]
+            for reason, number in counts[4].items():
+                drops[reason] = drops.get(reason, 0) + number
+        return {
+            "received": received,
+            "forwarded": forwarded,
+            "passed": passed,
+            "replied": replied,
+            "drops": drops,
+        }
+
+    def zero(self, key: ServiceKey | None = None) -> None:
+        """Set the counters of one service, or of everything, to zero."""
+        entries = [self._table.get(key)] if key is not None else list(self._table)
+        for entry in entries:
+            for core in self.cores:
+                core.zero(entry.slot, [dest.slot for dest in entry.dests])
+        if key is None:
+            for core in self.cores:
+                core.zero(None, [])
+
+    def proc(self, name: str) -> str:
+        """The text of ``/proc/net/NAME``: ip_vs, ip_vs_conn or ip_vs_stats; `KeyError` for another name."""
+        if name == "ip_vs":
+            return proc.ip_vs(self.status(), self.table_size)
+        if name == "ip_vs_conn":
+            return proc.ip_vs_conn(self.connections())
+        if name == "ip_vs_stats":
+            return proc.ip_vs_stats(self.totals())
+        raise KeyError(f"{name}: known are ip_vs, ip_vs_conn and ip_vs_stats")
+
+    def ipvsadm(self, args: str | Sequence[str], stdin: str | None = None) -> ipvsadm.Result:
+        """Run an ipvsadm command line; never raises for what the user wrote."""
+        argv = shlex.split(args) if isinstance(args, str) else list(args)
+        return ipvsadm.run(self, argv, stdin)
+
+    # --------------------------------------------------------------------------------------------- offline operation
+
+    def process(self, frames: Sequence[tuple[str, bytes]], now: float) -> list[Outcome]:
+        """Decide frames that arrive on interfaces at time `now`; one outcome each, in order.
+
+        Timers up to `now` run first. Time never goes back: an earlier `now` counts as the present one.
+        """
+        self._set_time(now)
+        numbered = [(self.link_id(name), bytes(frame)) for name, frame in frames]
+        early = self.cores[0].advance(self._now)
+        outcomes = [self._outcome(raw) for raw in self.cores[0].process(numbered, self._now)]
+        if early and outcomes:
+            first = outcomes[0]
+            outcomes[0] = replace(first, frames=[*self._named(early), *first.frames])
+        return outcomes
+
+    def advance(self, now: float) -> list[tuple[str, bytes]]:
+        """Let time pass until `now`; return the frames that fall due."""
+        self._set_time(now)
+        return self._named(self.cores[0].advance(self._now))
+
+    def _set_time(self, now: float) -> None:
+        self._now = max(self._now, _nanoseconds(now))
+        if self.now >= self._next_sweep:
+            self._next_sweep = self.now + SWEEP_SECONDS
+            self._table.sweep(self.now)
+
+    def _named(self, frames: Sequence[tuple[int, bytes]]) -> list[tuple[str, bytes]]:
+        return [(self._link_names[link], frame) for link, frame in frames]
+
+    def _outcome(self, raw: tuple[str, str | None, conntrack.Raw | None, int | None, int | None, Any]) -> Outcome:
+        verdict, reason, connection, service, _, frames = raw
+        found = conntrack.connection(connection, self._now) if connection else None
+        return Outcome(
+            verdict=verdict,
+            reason=reason,
+            frames=self._named(frames),
+            service=self._service_name(service) if service is not None else None,
+            dest=endpoint(found.dest, found.dest_port) if found else None,
+            connection=found,
+        )
+
+    def _service_name(self, slot: int) -> str | None:
+        return next((service_name(entry.service.key) for entry in self._table if entry.slot == slot), None)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+def _mark(rule: Mapping[str, Any]) -> Mark:
+    try:
+        return msgspec.convert(rule, Mark)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"mark rule {dict(rule)!r}: {error}") from None
+
+
+def _host(
+    interfaces: Mapping[str, Mapping[str, Any]], neighbours: Mapping[str, str], routes: Mapping[str, str]
+) -> Host:
+    """The model's view from the contract's dictionaries."""
+    links = []
+    for index, (name, spec) in enumerate(interfaces.items(), start=1):
+        unknown = set(spec) - {"mac", "addresses", "mtu", "up"}
+        if unknown:
+            raise ValueError(f"interface {name}: unknown {', '.join(sorted(unknown))}; known: mac, addresses, mtu, up")
+        loopback = name == "lo"
+        links.append(
+            Link(
+                name=name,
+                index=index,
+                mac=_mac(spec.get("mac", "00:00:00:00:00:00")),
+                mtu=int(spec.get("mtu", 65536 if loopback else 1500)),
+                up=bool(spec.get("up", True)),
+                loopback=loopback,
+                addresses=tuple(spec.get("addresses", ())),
+            )
+        )
+    indices = {link.name: link.index for link in links}
+    return Host(
+        links=tuple(links),
+        neighbours=tuple(Neighbour(address=canonical(ip), mac=_mac(mac)) for ip, mac in neighbours.items()),
+        routes=tuple(
+            Route(prefix=prefix, link=indices[via]) if via in indices else Route(prefix=prefix, gateway=canonical(via))
+            for prefix, via in routes.items()
+        ),
+        forwarding4=True,
+        forwarding6=True,
+    )
+
+
+def _mac(text: str) -> str:
+    parts = text.split(":")
+    if len(parts) != 6 or not all(len(part) == 2 and int(part, 16) >= 0 for part in parts):
+        raise ValueError(f"{text!r} is not a MAC address; write it as 02:00:00:00:00:01")
+    return text.lower()

@@ -1,0 +1,446 @@
+"""A frame's life, room by room: parse, conn, choose, forward; then the outbox of `plane.pxd`.
+
+`process_batch` is the whole data plane as one function: frames and state in, a verdict for each frame and an outbox
+out. It opens no socket and reads no clock. The batch goes room by room, so that the table's cache lines are fetched
+for all frames before the first one needs them. The order of decisions is that of the kernel's ip_vs_in and ip_vs_out.
+"""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from pylvs.forward cimport answer, dr, icmp, nat, offload, tun
+from pylvs.forward._sys cimport likely, prefetch, unlikely
+from pylvs.forward.conn cimport (
+    F_INACTIVE, F_NO_OUTPUT, F_ONE_PACKET, NOBODY, SIDE_CLIENT, SIDE_NONE, SIDE_SERVER, Conn,
+    allocate, bind, find, hash_of, insert, remove, set_state, touch,
+)
+from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, resolve
+from pylvs.forward.packet cimport (
+    ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, CONTINUE, DEST_GONE, DROP, FLOW, FORWARD, FRAGMENT, HELD, ICMP_ECHO,
+    ICMP_ERROR, LATER_FRAGMENT, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST, SYN, TABLE_FULL, TCP, TOO_BIG,
+    TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16, ttl_of, wire_length,
+)
+from pylvs.forward.pick cimport choose_server
+from pylvs.forward.plane cimport Plane, has_room, retry_held
+from pylvs.forward.snapshot cimport (
+    MASQ, NO_SLOT, ROUTE, TUNNEL, Entry, Svc, find_exact, find_service, is_nat_server, is_vip,
+)
+from pylvs.forward.state cimport (
+    CLOSE, ESTABLISHED, INPUT, INPUT_ONLY, NONE, OUTPUT, TIME_WAIT, next_tcp,
+)
+from pylvs.forward.stats cimport Counters, count_in, count_out, count_verdict
+
+
+cdef enum:
+    BATCH = 64
+
+
+cdef struct Result:
+    uint8_t verdict
+    uint8_t reason
+    uint8_t kind
+    uint32_t conn  # index in the table, NOBODY if none
+    uint32_t dest  # slot
+    uint32_t service  # slot
+
+
+cdef inline int process_batch(Plane* plane, Frame* frames, int count, uint64_t now, Result* results) noexcept nogil:
+    """Decide up to BATCH frames; return how many were decided (fewer only if the outbox is full: send it, go on)."""
+    cdef Flow flows[BATCH]
+    cdef uint64_t hashes[BATCH]
+    cdef Result* r
+    cdef uint32_t node
+    cdef int i
+    plane.now = now
+    for i in range(count):  # room 2: parse
+        r = &results[i]
+        r.conn = NOBODY
+        r.dest = NO_SLOT
+        r.service = NO_SLOT
+        r.verdict = <uint8_t>parse(&frames[i], plane.fib.links[frames[i].link].mac, &flows[i], &r.reason)
+        r.kind = flows[i].kind
+        if likely(r.verdict == CONTINUE and flows[i].kind == FLOW):
+            hashes[i] = hash_of(&plane.table, &flows[i])
+            prefetch(&plane.table.heads[hashes[i] & plane.table.mask])
+    for i in range(count):  # room 3 begins: the connections, fetched for all
+        if likely(results[i].verdict == CONTINUE and flows[i].kind == FLOW):
+            node = plane.table.heads[hashes[i] & plane.table.mask] >> 1
+            prefetch(&plane.table.pool[node])
+            prefetch(<uint8_t*>&plane.table.pool[node] + 64)
+    for i in range(count):
+        if unlikely(not has_room(plane)):
+            return i
+        r = &results[i]
+        plane.cause = <uint16_t>i
+        if likely(r.verdict == CONTINUE):
+            if likely(flows[i].kind == FLOW):
+                r.verdict = <uint8_t>decide(plane, &frames[i], &flows[i], hashes[i], r)
+            else:
+                r.verdict = <uint8_t>decide_other(plane, &frames[i], &flows[i], r)
+        if likely(r.verdict != HELD):
+            count_verdict(&plane.totals, r.verdict, r.reason)
+    return count
+
+
+# ------------------------------------------------------------------------------------------------- room 3: conn
+
+
+cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Result* r) noexcept nogil:
+    """A TCP, UDP or SCTP packet: of a connection, or the first of one."""
+    cdef uint8_t side
+    cdef uint32_t index = find(&plane.table, flow, h, &side)
+    if unlikely(frame.offload.gso_type or frame.offload.flags) and not offload.sane(frame, flow):
+        r.reason = BAD_OFFLOAD
+        return DROP
+    if index and unlikely(plane.table.pool[index].expires <= plane.now) and not plane.table.pool[index].controlled:
+        remove(&plane.table, index)  # its time came before the wheel did
+        index = NOBODY
+    if index == NOBODY:
+        return schedule(plane, frame, flow, r)
+    if side == SIDE_SERVER:
+        return outbound(plane, frame, flow, index, r)
+    return inbound(plane, frame, flow, index, r)
+
+
+cdef inline bint reusable(Plane* plane, Conn* c) noexcept nogil:
+    """May a new SYN start this finished connection anew (conn_reuse_mode)?"""
+    return (
+        plane.settings.conn_reuse_mode != 0 and c.control == NOBODY and c.proto == TCP
+        and (c.state == TIME_WAIT or c.state == CLOSE)
+    )
+
+
+cdef inline int inbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index, Result* r) noexcept nogil:
+    """From the client, of a known connection."""
+    cdef Conn* c = &plane.table.pool[index]
+    if unlikely(flow.proto == TCP and flow.tcp_flags & SYN) and not c.controlled:
+        if reusable(plane, c) or (
+            plane.settings.expire_nodest_conn and c.dest != NO_SLOT and plane.slots[c.dest].weight == 0
+        ):
+            remove(&plane.table, index)
+            return schedule(plane, frame, flow, r)
+    r.conn = index
+    r.dest = c.dest
+    r.service = plane.dests[c.dest].service
+    if unlikely(not plane.slots[c.dest].available):
+        if plane.settings.expire_nodest_conn and not c.controlled:
+            r.conn = NOBODY
+            remove(&plane.table, index)
+            return schedule(plane, frame, flow, r)
+        r.reason = DEST_GONE
+        return DROP
+    return forward(plane, frame, flow, c, r)
+
+
+cdef inline void step(Plane* plane, Flow* flow, Conn* c, int direction) noexcept nogil:
+    """Move the protocol's state; the timeout is that of the state, as it is now."""
+    cdef uint8_t state
+    if c.proto == TCP:
+        state = next_tcp(c.state, direction, flow.tcp_flags)
+        set_state(&plane.table, c, state, plane.timeouts.tcp[state])
+    else:
+        set_state(&plane.table, c, ESTABLISHED, plane.timeouts.udp)
+
+
+cdef inline void book_in(Plane* plane, uint32_t dest, uint32_t size) noexcept nogil:
+    count_in(&plane.dests[dest].counters, size)
+    count_in(&plane.services[plane.dests[dest].service], size)
+    count_in(&plane.total, size)
+
+
+cdef inline void book_out(Plane* plane, uint32_t dest, uint32_t size) noexcept nogil:
+    count_out(&plane.dests[dest].counters, size)
+    count_out(&plane.services[plane.dests[dest].service], size)
+    count_out(&plane.total, size)
+
+
+# ------------------------------------------------------------------------------------------------- room 4: choose
+
+
+cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """The first packet of a flow: find the service, pick a real server, create the connection."""
+    cdef Svc* svc
+    cdef Entry* entry
+    cdef Conn* c
+    cdef uint32_t index
+    cdef int verdict
+    if flow.proto == TCP and (flow.tcp_flags & RST or (not flow.tcp_flags & SYN and not plane.settings.sloppy_tcp)):
+        return leave(plane, frame, flow, r)
+    svc = find_service(plane.snapshot, flow.proto, flow.dst, flow.dport)
+    if svc is NULL or (flow.proto != TCP and flow.proto != UDP):
+        return leave(plane, frame, flow, r)
+    if flow.sport == 20 and flow.proto == TCP:  # FTP data of a real server is never scheduled
+        return leave(plane, frame, flow, r)
+    r.service = svc.slot
+    entry = NULL
+    if svc.port == flow.dport:  # port zero serves persistent clients only
+        entry = choose_server(plane.snapshot, svc, plane.slots, plane.cursors)
+    if entry is NULL:
+        r.reason = NO_SERVER
+        return icmp.complain_port(plane, frame, flow, flow.dst, &r.reason)
+    index = create(plane, flow, svc, entry)
+    if index == NOBODY:
+        r.reason = TABLE_FULL
+        return DROP
+    c = &plane.table.pool[index]
+    r.conn = index
+    r.dest = c.dest
+    verdict = forward(plane, frame, flow, c, r)
+    if c.flags & F_ONE_PACKET:
+        remove(&plane.table, index)
+    return verdict
+
+
+cdef inline uint32_t create(Plane* plane, Flow* flow, Svc* svc, Entry* entry) noexcept nogil:
+    """A connection of `flow` to the real server `entry`, in the table unless it is for one packet only."""
+    cdef uint32_t index = allocate(&plane.table)
+    cdef Conn* c
+    if index == NOBODY:
+        return NOBODY
+    c = &plane.table.pool[index]
+    memcpy(c.caddr, flow.src, 16)
+    memcpy(c.vaddr, flow.dst, 16)
+    memcpy(c.daddr, entry.address, 16)
+    c.cport = flow.sport
+    c.vport = flow.dport
+    c.dport = entry.port if entry.port else flow.dport
+    c.proto = flow.proto
+    c.family = flow.family
+    c.method = entry.method
+    c.flags = F_INACTIVE | (0 if entry.method == MASQ else F_NO_OUTPUT)
+    c.timeout = 3000
+    touch(c, plane.now)
+    if entry.method == MASQ:
+        nat.prepare(c)
+    plane.dests[entry.dest].service = svc.slot
+    bind(&plane.table, c, entry.dest)
+    if svc.one_packet and flow.proto == UDP:
+        c.flags |= F_ONE_PACKET
+    else:
+        insert(&plane.table, index, entry.method == MASQ)
+    plane.dests[entry.dest].counters.conns += 1
+    plane.services[svc.slot].conns += 1
+    plane.total.conns += 1
+    return index
+
+
+# ------------------------------------------------------------------------------------------------- room 5: forward
+
+
+cdef inline Hop* hop_of(Plane* plane, Conn* c) noexcept nogil:
+    """The way to the connection's real server, looked up again when the host's view has changed."""
+    cdef Hop* hop = &plane.dests[c.dest].hop
+    if unlikely(hop.generation != plane.fib.generation):
+        resolve(plane.fib, c.daddr, not is_mapped4(c.daddr), c.method == ROUTE, hop)
+    return hop
+
+
+cdef inline int forward(Plane* plane, Frame* frame, Flow* flow, Conn* c, Result* r) noexcept nogil:
+    """Client to server: count, move the state, send by the connection's method, restart the timer."""
+    cdef int verdict
+    book_in(plane, c.dest, flow.end - flow.l3)
+    step(plane, flow, c, INPUT_ONLY if c.flags & F_NO_OUTPUT else INPUT)
+    verdict = send(plane, frame, flow, c, NULL, r)
+    c.packets += 1
+    touch(c, plane.now)
+    return verdict
+
+
+cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embedded* inner, Result* r) noexcept nogil:
+    """Send a client's packet, or (with `inner`) its ICMP error, to the connection's real server."""
+    cdef Hop* hop = hop_of(plane, c)
+    cdef uint8_t outer_family = 4
+    cdef uint32_t mtu = hop.mtu
+    if unlikely(hop.status != HOP_READY):
+        if hop.status == HOP_NONE:
+            r.reason = NO_ROUTE
+            return DROP
+        if hop.status == HOP_LOCAL and c.method != MASQ:
+            return PASS  # the host itself is the real server, and has the VIP
+    if hop.status != HOP_LOCAL:
+        if unlikely(ttl_of(frame, flow) <= 1):
+            r.reason = TTL_EXCEEDED
+            return icmp.complain_ttl(plane, frame, flow, flow.dst, &r.reason)
+        decrement_ttl(frame, flow)
+    if c.method == TUNNEL:
+        outer_family = 4 if is_mapped4(c.daddr) else 6
+        mtu = mtu - tun.overhead(outer_family) if mtu > 68 + tun.overhead(outer_family) else 68
+    if unlikely(wire_length(frame, flow) > mtu) and dont_fragment(frame, flow):
+        if flow.family == 6 or c.method != TUNNEL or plane.settings.pmtu_disc:
+            r.reason = TOO_BIG
+            return icmp.complain_size(plane, frame, flow, mtu, flow.dst, &r.reason)
+    if c.method == ROUTE:
+        return dr.send(plane, frame, flow, hop, &r.reason)
+    if c.method == MASQ:
+        if inner is not NULL:
+            icmp.translate_in(frame, flow, inner, c)
+            return dr.send(plane, frame, flow, hop, &r.reason)
+        return nat.send_in(plane, frame, flow, c, hop, &r.reason)
+    return tun.send(plane, frame, flow, outer_family, c.daddr, hop, &r.reason)
+
+
+cdef inline void reply_hop(Plane* plane, Flow* flow, Conn* c, Hop* hop) noexcept nogil:
+    """The way to the client, remembered in the connection while the host's view stays the same."""
+    if likely(c.reply_generation == plane.fib.generation):
+        hop.status = HOP_READY
+        hop.link = c.reply_link
+        hop.mtu = c.reply_mtu
+        memcpy(hop.mac, c.reply_mac, 6)
+        return
+    resolve(plane.fib, c.caddr, flow.family == 6, False, hop)
+    if hop.status == HOP_READY:
+        c.reply_generation = plane.fib.generation
+        c.reply_link = hop.link
+        c.reply_mtu = <uint16_t>(hop.mtu if hop.mtu < 65535 else 65535)
+        memcpy(c.reply_mac, hop.mac, 6)
+
+
+cdef inline int routable(Plane* plane, Frame* frame, Flow* flow, Hop* hop, Result* r) noexcept nogil:
+    """What a router checks before it forwards: route, TTL, size. CONTINUE, or the verdict.
+
+    Errors about replies come from the host's own address, before any translation, as the kernel's forwarding does it.
+    """
+    if unlikely(hop.status == HOP_NONE):
+        r.reason = NO_ROUTE
+        return DROP
+    if unlikely(hop.status == HOP_LOCAL):
+        return PASS
+    if unlikely(ttl_of(frame, flow) <= 1):
+        r.reason = TTL_EXCEEDED
+        return icmp.complain_ttl(plane, frame, flow, NULL, &r.reason)
+    if unlikely(wire_length(frame, flow) > hop.mtu) and dont_fragment(frame, flow):
+        r.reason = TOO_BIG
+        return icmp.complain_size(plane, frame, flow, hop.mtu, NULL, &r.reason)
+    decrement_ttl(frame, flow)
+    return CONTINUE
+
+
+cdef inline int outbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index, Result* r) noexcept nogil:
+    """Server to client, of a NAT connection."""
+    cdef Conn* c = &plane.table.pool[index]
+    cdef Hop hop
+    cdef int verdict
+    r.conn = index
+    r.dest = c.dest
+    r.service = plane.dests[c.dest].service
+    reply_hop(plane, flow, c, &hop)
+    verdict = routable(plane, frame, flow, &hop, r)
+    if unlikely(verdict != CONTINUE):
+        return verdict
+    book_out(plane, c.dest, flow.end - flow.l3)
+    c.flags &= <uint32_t>~F_NO_OUTPUT
+    step(plane, flow, c, OUTPUT)
+    touch(c, plane.now)
+    return nat.send_out(plane, frame, flow, c, &hop, &r.reason)
+
+
+# --------------------------------------------------------------------------------- what is not of any connection
+
+
+cdef inline int leave(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """Leave a packet to the host's stack, or stand in for it where it cannot see the packet.
+
+    It cannot if the VIP is on none of its interfaces, or if the guard covers the packet: then a TCP segment gets a
+    reset, a datagram a port unreachable, and a packet that only passes through is routed on.
+    """
+    cdef Hop hop
+    cdef int verdict
+    cdef bint local
+    if flow.proto != TCP and flow.proto != UDP:
+        return PASS
+    if is_vip(plane.snapshot, flow.dst):
+        if is_local(plane.fib, flow.dst):
+            if not plane.snapshot.guarded or find_service(plane.snapshot, flow.proto, flow.dst, flow.dport) is NULL:
+                return PASS
+        if flow.proto == TCP:
+            return answer.answer_reset(plane, frame, flow, &r.reason)
+        r.reason = NO_SERVER
+        return icmp.complain_port(plane, frame, flow, flow.dst, &r.reason)
+    if (plane.snapshot.guarded or plane.settings.nat_icmp_send) and is_nat_server(
+        plane.snapshot, flow.proto, flow.src, flow.sport
+    ):
+        if plane.settings.nat_icmp_send and not (flow.proto == TCP and flow.tcp_flags & RST):
+            return stray_reply(plane, frame, flow, r)
+        if (plane.fib.forwarding4 if flow.family == 4 else plane.fib.forwarding6) and not is_local(plane.fib, flow.dst):
+            return route_on(plane, frame, flow, r)
+    return PASS
+
+
+cdef inline int stray_reply(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """A real server's packet without connection, with nat_icmp_send: port unreachable, as the kernel's forwarding would."""
+    cdef Hop hop
+    cdef int verdict
+    resolve(plane.fib, flow.dst, flow.family == 6, False, &hop)
+    verdict = routable(plane, frame, flow, &hop, r)
+    if verdict != CONTINUE:
+        return verdict
+    r.reason = NO_SERVER
+    return icmp.complain_port(plane, frame, flow, NULL, &r.reason)
+
+
+cdef inline int route_on(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """Forward a packet as the host's routing would, unchanged but for the TTL."""
+    cdef Hop hop
+    cdef int verdict
+    resolve(plane.fib, flow.dst, flow.family == 6, False, &hop)
+    verdict = routable(plane, frame, flow, &hop, r)
+    if verdict != CONTINUE:
+        return verdict
+    return dr.send(plane, frame, flow, &hop, &r.reason)
+
+
+cdef inline bint ours_alone(Plane* plane, const uint8_t* address) noexcept nogil:
+    """Is this a VIP that no interface of the host has, so that we speak for it?"""
+    return is_vip(plane.snapshot, address) and not is_local(plane.fib, address)
+
+
+cdef inline int decide_other(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """Everything but TCP, UDP and SCTP packets with ports."""
+    cdef uint8_t target[16]
+    if flow.kind == ICMP_ERROR:
+        return related(plane, frame, flow, r)
+    if flow.kind == ARP_REQUEST:
+        if ours_alone(plane, flow.dst) and not same16(flow.src, flow.dst):
+            return answer.answer_arp(plane, frame, flow)
+        return PASS
+    if flow.kind == ND_SOLICITATION:
+        memcpy(target, answer.solicited(frame, flow), 16)
+        return answer.answer_nd(plane, frame, flow) if ours_alone(plane, target) else PASS
+    if flow.kind == ICMP_ECHO:
+        return answer.answer_echo(plane, frame, flow, &r.reason) if ours_alone(plane, flow.dst) else PASS
+    if flow.kind == LATER_FRAGMENT and (flow.proto == TCP or flow.proto == UDP) and is_vip(plane.snapshot, flow.dst):
+        r.reason = FRAGMENT
+        return DROP
+    return PASS
+
+
+cdef inline int related(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """An ICMP error: if it speaks of one of our connections, translate it and send it the connection's way."""
+    cdef icmp.Embedded inner
+    cdef uint8_t side
+    cdef uint32_t index
+    cdef Conn* c
+    cdef Hop hop
+    cdef int verdict
+    if not icmp.parse_embedded(frame, flow, &inner):
+        return PASS
+    index = find(&plane.table, &inner.flow, hash_of(&plane.table, &inner.flow), &side)
+    if index == NOBODY:
+        return PASS
+    c = &plane.table.pool[index]
+    r.conn = index
+    r.dest = c.dest
+    r.service = plane.dests[c.dest].service
+    if not icmp.intact(frame, flow):
+        r.reason = BAD_CHECKSUM
+        return DROP
+    if side == SIDE_CLIENT:
+        book_in(plane, c.dest, flow.end - flow.l3)
+        return send(plane, frame, flow, c, &inner, r)
+    resolve(plane.fib, c.caddr, flow.family == 6, False, &hop)
+    verdict = routable(plane, frame, flow, &hop, r)
+    if verdict != CONTINUE:
+        return verdict
+    book_out(plane, c.dest, flow.end - flow.l3)
+    icmp.translate_out(frame, flow, &inner, c)
+    return dr.send(plane, frame, flow, &hop, &r.reason)

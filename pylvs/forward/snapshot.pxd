@@ -1,0 +1,158 @@
+"""What a configuration compiles to.
+
+A `Snapshot` is immutable and lives in one arena: services found by (protocol, VIP, port), each with its pick and its
+real servers in the kernel's list order. What changes with traffic lives outside, in *slots* that outlast a snapshot:
+a real server's counts survive until its last connection is gone, as in the kernel's destination trash.
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from pylvs.forward._sys cimport word
+from pylvs.forward.packet cimport same16
+
+
+cdef enum:
+    MAX_SERVICES = 16384
+    MAX_DESTS = 65536
+    NO_SLOT = 0xFFFFFFFF
+
+
+cdef enum Method:
+    MASQ = 0
+    LOCAL = 1
+    TUNNEL = 2
+    ROUTE = 3
+    BYPASS = 4
+
+
+cdef enum PickKind:
+    PICK_NONE = 0
+    PICK_CURSOR  # the next entry of a weighted round
+    PICK_LEAST  # the smallest cost
+
+
+cdef enum Cost:
+    COST_CONNECTIONS = 0  # 256 * active + inactive
+    COST_WEIGHTED = 1  # the same, divided by the weight
+
+
+cdef enum CursorRule:
+    CURSOR_STAY = 0  # a change of servers leaves the cursor where it is (rr)
+    CURSOR_RESTART = 1  # a change of servers sends it back to the start (wrr)
+
+
+cdef struct DestSlot:
+    # shared by all workers; relaxed atomics
+    uint32_t active
+    uint32_t inactive
+    uint32_t persistent
+    uint32_t references  # connections that point here
+    uint32_t available  # in a service now
+    uint32_t overloaded
+    uint32_t upper
+    uint32_t lower
+    uint32_t weight
+
+
+cdef struct ServiceSlot:
+    # one per worker: where its cursor stands
+    uint32_t cursor  # a dest slot; NO_SLOT is the head of the list
+    int32_t level  # the weight that the present pass serves (wrr's "current weight")
+    uint32_t epoch  # of the pick that the cursor was last moved for
+
+
+cdef struct Entry:
+    uint32_t dest  # slot
+    int32_t weight
+    uint8_t method
+    uint8_t family
+    uint16_t port
+    uint8_t address[16]
+
+
+cdef struct Pick:
+    uint8_t kind
+    uint8_t cost
+    uint8_t rule
+    int32_t step  # cursor: gcd of the weights
+    int32_t top  # cursor: the highest level
+    uint32_t epoch  # changes whenever the servers or the scheduler change
+    bint fresh  # the scheduler has just been bound to the service
+    int32_t level  # cursor: where a fresh one starts
+
+
+cdef struct Svc:
+    uint8_t proto
+    uint8_t family
+    uint16_t port
+    uint32_t slot
+    uint8_t address[16]
+    Pick pick
+    uint32_t first  # entries[first : first + count], in list order
+    uint32_t count
+    bint one_packet
+
+
+cdef struct Snapshot:
+    Svc* services
+    uint32_t service_count
+    Entry* entries
+    uint32_t* index  # open addressing over services; NO_SLOT is empty
+    uint32_t index_mask
+    uint32_t* vips  # open addressing over addresses: any service with this VIP
+    uint32_t vip_mask
+    uint32_t* replies  # open addressing over entries: NAT real servers by (protocol, address, port)
+    uint8_t* reply_proto
+    uint32_t reply_mask
+    uint32_t generation
+    bint any_port_zero
+    bint guarded  # the host does not see packets for services and replies of NAT real servers
+
+
+cdef inline uint32_t address_slot(uint8_t proto, const uint8_t* address, uint16_t port) noexcept nogil:
+    """Start of the probe sequence; the operator chooses services, so no keyed hash."""
+    cdef uint64_t h = word(address) * <uint64_t>0x9E3779B97F4A7C15
+    h = (h ^ word(address + 8)) * <uint64_t>0xC2B2AE3D27D4EB4F
+    h = (h ^ ((<uint64_t>proto << 16) | port)) * <uint64_t>0xD6E8FEB86659FD93
+    return <uint32_t>(h >> 32)
+
+
+cdef inline Svc* find_exact(Snapshot* s, uint8_t proto, const uint8_t* address, uint16_t port) noexcept nogil:
+    cdef uint32_t i = address_slot(proto, address, port) & s.index_mask
+    cdef Svc* svc
+    while s.index[i] != NO_SLOT:
+        svc = &s.services[s.index[i]]
+        if svc.port == port and svc.proto == proto and same16(svc.address, address):
+            return svc
+        i = (i + 1) & s.index_mask
+    return NULL
+
+
+cdef inline Svc* find_service(Snapshot* s, uint8_t proto, const uint8_t* address, uint16_t port) noexcept nogil:
+    """The service for a new flow: its own port first, then the service of port zero (all ports)."""
+    cdef Svc* svc = find_exact(s, proto, address, port)
+    if svc is NULL and s.any_port_zero:
+        svc = find_exact(s, proto, address, 0)
+    return svc
+
+
+cdef inline bint is_vip(Snapshot* s, const uint8_t* address) noexcept nogil:
+    """Does any service have this address?"""
+    cdef uint32_t i = address_slot(0, address, 0) & s.vip_mask
+    while s.vips[i] != NO_SLOT:
+        if same16(s.services[s.vips[i]].address, address):
+            return True
+        i = (i + 1) & s.vip_mask
+    return False
+
+
+cdef inline bint is_nat_server(Snapshot* s, uint8_t proto, const uint8_t* address, uint16_t port) noexcept nogil:
+    """Is this the address and port of a real server that is reached by NAT?"""
+    cdef uint32_t i = address_slot(proto, address, port) & s.reply_mask
+    cdef Entry* entry
+    while s.replies[i] != NO_SLOT:
+        entry = &s.entries[s.replies[i]]
+        if entry.port == port and s.reply_proto[i] == proto and same16(entry.address, address):
+            return True
+        i = (i + 1) & s.reply_mask
+    return False
