@@ -51,7 +51,9 @@ class HostNet:
         """``ip -n NAMESPACE COMMAND``; several commands are separated by ``;``."""
         out = ""
         for line in command.split(";"):
-            done = subprocess.run(["ip", "-n", self.names[name], *line.split()], capture_output=True, text=True)
+            done = subprocess.run(
+                ["ip", "-n", self.names[name], *line.split()], capture_output=True, text=True, check=False
+            )
             assert not check or done.returncode == 0, f"ip {line}: {done.stderr}"
             out += done.stdout
         return out
@@ -79,7 +81,12 @@ class HostNet:
 
     def run(self, name: str, *argv: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["ip", "netns", "exec", self.names[name], *argv], capture_output=True, text=True, timeout=20, **options
+            ["ip", "netns", "exec", self.names[name], *argv],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            **options,
         )
 
     def python(self, name: str, code: str, *argv: str) -> subprocess.Popen[str]:
