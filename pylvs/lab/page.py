@@ -1,0 +1,198 @@
+"""What a lab shows: its progress while it runs, and at the end a page with the packet's path, the shares and the verdicts."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from pylvs.lab.run import Result
+
+WIDTH = 30  # of a bar
+GREEN, RED, BOLD, DIM, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
+
+
+class Progress:
+    """Says each step on a line of its own; a step that counts is rewritten in place on a terminal, and elsewhere said
+    again once a second."""
+
+    def __init__(self, label: str, stream: TextIO | None = None) -> None:
+        self._label = label
+        self._stream = stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        self._text = ""
+        self._begin = self._told = time.monotonic()
+        self._open = False
+
+    def step(self, text: str) -> None:
+        """A new step."""
+        self.close()
+        self._text, self._told = text, time.monotonic()
+        self._write(text)
+        self._open = self._terminal
+        if not self._terminal:
+            self._stream.write("\n")
+        self._stream.flush()
+
+    def count(self, done: float, of: float, unit: str = "") -> None:
+        """How far the step is."""
+        if not self._terminal and time.monotonic() - self._told < 1.0:
+            return
+        self._told = time.monotonic()
+        text = f"{self._text}: {done:.0f} of {of:.0f}{' ' if unit else ''}{unit}"
+        if self._terminal:
+            self._stream.write("\r\x1b[K")
+            self._write(text)
+        else:
+            self._write(text)
+            self._stream.write("\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """End the line that is being rewritten."""
+        if self._open:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._open = False
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"{self._label} {time.monotonic() - self._begin:5.1f} s  {text}")
+
+
+class Page:
+    """Draws results. `colour` on terminals only; `marks` are ✔ and ✘ where the output can show them."""
+
+    def __init__(self, colour: bool = False, encoding: str = "utf-8") -> None:
+        self._colour = colour
+        plain = not encoding.lower().replace("-", "").startswith("utf")
+        self._good, self._bad, self._full, self._rest = ("ok", "FAILED", "#", ".") if plain else ("✔", "✘", "█", "░")
+
+    def paint(self, text: str, *codes: str) -> str:
+        """`text` in a colour, if there are colours."""
+        return "".join(codes) + text + PLAIN if self._colour else text
+
+    def mark(self, ok: bool) -> str:
+        """✔ or ✘."""
+        return self.paint(self._good, GREEN) if ok else self.paint(self._bad, RED, BOLD)
+
+    def lab(self, result: Result) -> str:
+        """The whole page of one lab."""
+        parts = ["", self.paint(result.title, BOLD), "", *picture(result), ""]
+        if result.phases:
+            parts += [*self.shares(result), ""]
+        if result.transfers:
+            parts += [*self.transfers(result.transfers), ""]
+        if result.table:
+            parts += [f"  {line}" for line in result.table.splitlines()] + [""]
+        for verdict in result.verdicts:
+            parts.append(f"  {self.mark(verdict.ok)} {verdict.claim}")
+            parts += [self.paint(f"      {line}", DIM) for line in verdict.evidence]
+            parts += [f"      {self.paint('but: ' + fault, RED)}" for fault in verdict.faults[:5]]
+            if len(verdict.faults) > 5:
+                parts.append(f"      and {len(verdict.faults) - 5} more")
+        if result.error:
+            parts.append(f"  {self.mark(False)} {result.error}")
+        held = sum(verdict.ok for verdict in result.verdicts)
+        parts += [
+            "",
+            f"  {self.mark(result.ok)} {result.name}: {held} of {len(result.verdicts)} verdicts hold, {result.seconds:.1f} s",
+        ]
+        if result.kept:
+            parts += [
+                f"    the lab is up; look into it: pylvs lab exec {result.name} director -- pylvs ipvsadm -L -n",
+                f"    and take it down:            pylvs lab down {result.name}",
+            ]
+        return "\n".join(parts)
+
+    def shares(self, result: Result) -> list[str]:
+        """One row for each phase and server, with a bar: full is the whole phase."""
+        head = f"  {'requests':<12}{'server':<8}{'got':>6}{'due':>8}  {'share':<{WIDTH}}        {'p50 ms':>8}{'p99 ms':>8}{'max ms':>8}"
+        rows = [self.paint(head, BOLD)]
+        for phase in result.phases:
+            if phase["phase"] == "keepalive":
+                continue
+            latency = phase["latency_ms"]
+            tail = "".join(f"{latency[key]:>8.1f}" for key in ("p50", "p99", "max"))
+            for server in result.servers:
+                got = phase["servers"].get(server["name"], 0)
+                part = got / phase["requests"] if phase["requests"] else 0.0
+                due = phase["requests"] / len(result.servers)
+                bar = self._full * round(part * WIDTH)
+                rows.append(
+                    f"  {phase['phase']:<12}{server['name']:<8}{got:>6}{due:>8.1f}  {bar:{self._rest}<{WIDTH}} {part:>6.1%} {tail}".rstrip()
+                )
+                tail = ""
+            if phase["errors"]:
+                rows.append(self.paint(f"  {'':<12}errors  {sum(phase['errors'].values()):>6}", RED))
+        return rows
+
+    def transfers(self, transfers: Sequence[dict[str, Any]]) -> list[str]:
+        """One row for each transfer."""
+        rows = [self.paint(f"  {'transfer':<12}{'server':<8}{'MB':>6}{'s':>8}{'MB/s':>9}  SHA-256", BOLD)]
+        for item in transfers:
+            size = item["bytes"] / 1e6
+            speed = size / item["seconds"] if item["seconds"] else 0.0
+            says = "identical" if item["ok"] else item["error"] or "differs"
+            rows.append(
+                f"  {item['kind']:<12}{item['server']:<8}{size:>6g}{item['seconds']:>8.2f}{speed:>9.1f}  {self.mark(item['ok'])} {says}"
+            )
+        return rows
+
+
+def picture(result: Result) -> list[str]:
+    """The packet's path, numbered, with the addresses that it carries on each leg."""
+    return {"nat": _nat, "dr": _dr, "tun": _tun}[result.method](result)
+
+
+def _servers(result: Result) -> list[str]:
+    return [f"{server['name']} {server['address']}:{server['port']}" for server in result.servers]
+
+
+def _nat(result: Result) -> list[str]:
+    vip, client, names = f"{result.vip}:{result.port}", result.client, _servers(result)
+    one = result.servers[0]["address"]
+    return [
+        "  client              director                real servers",
+        f"  {client:<15} --1--> VIP {vip:<14} --2--> {names[0]}",
+        f"  {'':<15} <--4-- {'gateway ' + result.director:<18}<--3-- {names[1]}",
+        f"  {'':<48} {names[2]}",
+        "",
+        f"  1  {client} > {vip}             as the client sent it",
+        f"  2  {client} > {one}:{result.servers[0]['port']}   destination rewritten",
+        f"  3  {one} > {client}        to the default gateway, the director",
+        f"  4  {result.vip} > {client}             source rewritten back",
+    ]
+
+
+def _dr(result: Result) -> list[str]:
+    vip, client, names = f"{result.vip}:{result.port}", result.client, _servers(result)
+    return [
+        "  client               director                 real servers (all have the VIP on lo)",
+        f"  {client:<14} --1--> {result.director:<16} --2--> {names[0]}",
+        f"  {'':<14}        VIP {vip:<18}   {names[1]}",
+        f"  {'':<14} <--3------------------------------- {names[2]}",
+        "",
+        f"  1  {client} > {vip}   to the director's MAC address (it answers ARP for the VIP)",
+        f"  2  {client} > {vip}   the same packet, to the chosen server's MAC address",
+        f"  3  {result.vip} > {client}      directly",
+    ]
+
+
+def _tun(result: Result) -> list[str]:
+    vip, client, names = f"{result.vip}:{result.port}", result.client, _servers(result)
+    one = result.servers[0]["address"]
+    return [
+        "  client            router     director                    real servers (VIP on their TUN device)",
+        f"  {client:<12} --1--> ( ) --1--> {result.director}",
+        f"  {'':<12}        ( )       VIP {vip}",
+        f"  {'':<12}        ( ) <--2-- [{result.director} > RIP [packet]]",
+        f"  {'':<12}        ( ) --2------------------------------> {names[0]}",
+        f"  {'':<12}        ( )                                    {names[1]}",
+        f"  {'':<12} <--3-- ( ) <--3------------------------------ {names[2]}",
+        "",
+        f"  1  {client} > {vip}",
+        f"  2  {result.director} > {one} proto 4 {{{client} > {vip}}}   wrapped",
+        f"  3  {result.vip} > {client}   unwrapped, answered directly",
+    ]

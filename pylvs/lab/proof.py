@@ -1,0 +1,432 @@
+"""What each forwarding method claims, held against the frames of one request that were captured at every node.
+
+`prove` takes the frames of a probe (one HTTP request from a known client port, after the VIP's ARP entry was deleted) and
+returns verdicts; `watch` judges what a whole run left behind. Nothing here opens a socket: fabricated frames do as well.
+Frames are looked at where they *arrive*: what the director sends is taken from its neighbours' interfaces.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pylvs.lab.packet import ICMP, IPIP, Frame, Ipv4
+from pylvs.lab.topology import Plan, Server
+
+SYN, RST, ACK = 0x02, 0x04, 0x10
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, whether it held, what was seen, and what was wrong with it."""
+
+    claim: str
+    ok: bool
+    evidence: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+
+
+@dataclass
+class Case:
+    """Collects what speaks for and against one claim."""
+
+    claim: str
+    evidence: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def need(self, holds: bool, fault: str) -> bool:
+        """Note `fault` unless `holds`; returns `holds`."""
+        if not holds and fault not in self.faults:
+            self.faults.append(fault)
+        return holds
+
+    def verdict(self) -> Verdict:
+        """The verdict: it holds if nothing speaks against it."""
+        return Verdict(self.claim, not self.faults, tuple(self.evidence), tuple(self.faults))
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One request: the lab, the client's port, the server that answered, and every frame that was seen."""
+
+    plan: Plan
+    port: int
+    server: Server
+    frames: Sequence[Frame]
+
+    def line(self, frame: Frame) -> str:
+        """The frame in one line, MAC addresses by their owners' names."""
+        return frame.line(self.plan.owners)
+
+    def packet(self, frame: Frame) -> Ipv4 | None:
+        """The probe's packet in `frame`, out of its tunnel if it is in one; `None` if it is none of the probe's."""
+        outer = frame.ip
+        packet = outer and (outer.inner or outer)
+        segment = packet and packet.tcp
+        return packet if segment and self.port in {segment.source, segment.target} else None
+
+    def pick(self, node: str, direction: str, *, request: bool) -> list[tuple[Frame, Ipv4]]:
+        """Frames of the probe at `node`, with the packet in them: those of the client (`request`) or the answers."""
+        found = []
+        for frame in self.frames:
+            packet = self.packet(frame) if (frame.node, frame.direction) == (node, direction) else None
+            if packet and packet.tcp and (packet.tcp.source == self.port) == request:
+                found.append((frame, packet))
+        return found
+
+    def pairs(self, case: Case) -> list[tuple[tuple[Frame, Ipv4], tuple[Frame, Ipv4]]]:
+        """The client's packets as they left and as they arrived at the server, in order."""
+        sent = self.pick("client", "out", request=True)
+        got = self.pick(self.server.name, "in", request=True)
+        case.need(bool(sent), "no packet of the client was captured")
+        case.need(
+            len(sent) == len(got), f"the client sent {len(sent)} packets, {len(got)} arrived at {self.server.name}"
+        )
+        arrived = {order(item[1]): item for item in reversed(got)}  # of two copies, the first
+        missing = [item for item in sent if order(item[1]) not in arrived]
+        case.need(not missing, f"{len(missing)} of the client's packets did not arrive as they were sent")
+        return [(item, arrived[order(item[1])]) for item in sent if order(item[1]) in arrived]
+
+    def show(self, pairs: list[tuple[tuple[Frame, Ipv4], tuple[Frame, Ipv4]]]) -> list[str]:
+        """Before and after of the packet that carries the request (the first one if none does)."""
+        if not pairs:
+            return []
+        (before, _), (after, _) = max(pairs, key=lambda pair: len(pair[0][1].payload))
+        return [f"before  {self.line(before)}", f"after   {self.line(after)}"]
+
+
+def order(packet: Ipv4) -> tuple[int, ...]:
+    """A place in the conversation that no rewriting changes: frames of one millisecond may be captured in another order."""
+    segment = packet.tcp
+    assert segment is not None
+    return segment.sequence, len(segment.payload), segment.acknowledged, segment.flags
+
+
+FIELDS = (
+    ("version and header length", 0, 1),
+    ("TOS", 1, 2),
+    ("length", 2, 4),
+    ("identification", 4, 6),
+    ("flags and fragment offset", 6, 8),
+    ("TTL", 8, 9),
+    ("protocol", 9, 10),
+    ("header checksum", 10, 12),
+    ("source address", 12, 16),
+    ("destination address", 16, 20),
+)
+SEGMENT_FIELDS = (
+    ("source port", 0, 2),
+    ("destination port", 2, 4),
+    ("sequence number", 4, 8),
+    ("acknowledgement", 8, 12),
+    ("TCP flags", 12, 14),
+    ("window", 14, 16),
+    ("TCP checksum", 16, 18),
+    ("urgent pointer", 18, 20),
+)
+
+
+def changed(before: Ipv4, after: Ipv4) -> list[str]:
+    """Names of the fields that differ between two TCP packets."""
+    names = [name for name, begin, end in FIELDS if before.raw[begin:end] != after.raw[begin:end]]
+    if before.raw[20 : before.header] != after.raw[20 : after.header]:
+        names.append("IP options")
+    old, new = before.payload, after.payload
+    names += [name for name, begin, end in SEGMENT_FIELDS if old[begin:end] != new[begin:end]]
+    if old[20:] != new[20:]:
+        names.append("TCP options or payload")
+    return names
+
+
+def untouched(case: Case, before: Ipv4, after: Ipv4, may: Iterable[str], hops: int) -> None:
+    """Nothing but `may`, TTL (by exactly `hops`) and the header checksum differs, and both checksums are right."""
+    for name in changed(before, after):
+        case.need(name in {"TTL", "header checksum", *may}, f"{name} changed")
+    case.need(after.ttl == before.ttl - hops, f"TTL went from {before.ttl} to {after.ttl}, not to {before.ttl - hops}")
+    case.need(after.sound, "the IP header checksum is wrong on arrival")
+    case.need(after.segment_sound, "the TCP checksum is wrong on arrival")
+
+
+def prove(probe: Probe) -> list[Verdict]:
+    """All verdicts about one request, those of the lab's method first."""
+    methods = {"nat": _nat, "dr": _dr, "tun": _tun}
+    return [*methods[probe.plan.method](probe), _arp(probe), _once(probe)]
+
+
+def _macs(plan: Plan, node: str) -> set[str]:
+    return {end.mac for end in plan.node(node).interfaces}
+
+
+def _nat(probe: Probe) -> list[Verdict]:
+    plan, server = probe.plan, probe.server
+    only = Case("the client sees nobody but the VIP")
+    seen: Counter[str] = Counter()
+    for frame in probe.frames:
+        if frame.node == "client" and (packet := frame.ip):
+            peer = packet.source if frame.direction == "in" else packet.target
+            seen[peer] += 1
+            only.need(peer == plan.vip, f"a packet with {peer}: {probe.line(frame)}")
+    only.need(bool(seen), "no packet was captured at the client")
+    only.evidence = [f"{count} packets, all with {peer}" for peer, count in seen.items()]
+
+    mapped = Case(
+        f"the request reaches the server at RIP and port {server.address}:{server.port}, from the client's own address"
+    )
+    alike = Case("nothing but destination, TTL and checksums changed on the way")
+    pairs = probe.pairs(mapped)
+    for (_, before), (_, after) in pairs:
+        assert before.tcp and after.tcp
+        place = f"{after.target}:{after.tcp.target}"
+        mapped.need(place == f"{server.address}:{server.port}", f"a packet arrived for {place}")
+        mapped.need(after.source == plan.client, f"a packet arrived from {after.source}, not from {plan.client}")
+        mapped.need(after.tcp.source == before.tcp.source, "the client's port changed")
+        untouched(alike, before, after, ("destination address", "destination port", "TCP checksum"), plan.hops)
+    mapped.evidence = probe.show(pairs)
+    alike.need(bool(pairs), "no packet was captured on both sides")
+    alike.evidence = [f"{len(pairs)} packets of the request compared, field by field"]
+
+    back = Case("answers go back through the director, which puts the VIP in")
+    answers = probe.pick(server.name, "out", request=False)
+    through = probe.pick("director", "in", request=False)
+    arrived = probe.pick("client", "in", request=False)
+    back.need(bool(answers), "the server sent no answer")
+    back.need(
+        len(through) == len(answers), f"{server.name} sent {len(answers)} answers, {len(through)} reached the director"
+    )
+    back.need(
+        len(arrived) == len(answers), f"{server.name} sent {len(answers)} answers, {len(arrived)} reached the client"
+    )
+    for frame, packet in arrived:
+        back.need(packet.source == plan.vip, f"an answer came from {packet.source}")
+        back.need(frame.source_mac in _macs(plan, "director"), "an answer did not come by the director")
+        back.need(packet.sound and packet.segment_sound, "an answer arrived with a wrong checksum")
+    if through and arrived:
+        back.evidence = [f"before  {probe.line(through[0][0])}", f"after   {probe.line(arrived[0][0])}"]
+    return [case.verdict() for case in (only, mapped, alike, back)]
+
+
+def _dr(probe: Probe) -> list[Verdict]:
+    plan, server = probe.plan, probe.server
+    moved = Case("the director readdresses the frame to the server: its MAC addresses change")
+    alike = Case("above layer 2 the request arrives as it was sent, but for TTL and header checksum")
+    pairs = probe.pairs(moved)
+    for (sent, before), (got, after) in pairs:
+        moved.need(sent.target_mac in _macs(plan, "director"), "the client did not send to the director's MAC address")
+        moved.need(got.source_mac in _macs(plan, "director"), "the server's frame does not come from the director")
+        moved.need(got.target_mac in _macs(plan, server.name), f"the frame is not addressed to {server.name}")
+        moved.need(after.target == plan.vip, f"a packet arrived for {after.target}, not for the VIP")
+        untouched(alike, before, after, (), plan.hops)
+    moved.evidence = probe.show(pairs)
+    alike.need(bool(pairs), "no packet was captured on both sides")
+    alike.evidence = _compared(pairs)
+    return [case.verdict() for case in (moved, alike, _bypass(probe))]
+
+
+def _tun(probe: Probe) -> list[Verdict]:
+    plan, server = probe.plan, probe.server
+    wrapped = Case(f"the request travels in a tunnel: outer header {plan.dip} > {server.address}, protocol 4")
+    alike = Case("the packet inside arrives as it was sent, but for TTL and header checksum")
+    pairs = probe.pairs(wrapped)
+    for (_, before), (frame, after) in pairs:
+        outer = frame.ip
+        assert outer is not None
+        ends = f"{outer.source} > {outer.target}"
+        wrapped.need(outer.protocol == IPIP, f"a packet arrived in protocol {outer.protocol}, not in a tunnel")
+        wrapped.need(ends == f"{plan.dip} > {server.address}", f"the outer header is {ends}")
+        wrapped.need(outer.sound, "the outer header checksum is wrong")
+        wrapped.need(after.target == plan.vip, f"the packet inside is for {after.target}, not for the VIP")
+        untouched(alike, before, after, (), plan.hops)
+    wrapped.evidence = probe.show(pairs)
+    alike.need(bool(pairs), "no packet was captured on both sides")
+    alike.evidence = _compared(pairs)
+    return [case.verdict() for case in (wrapped, alike, _bypass(probe))]
+
+
+def _compared(pairs: list[tuple[tuple[Frame, Ipv4], tuple[Frame, Ipv4]]]) -> list[str]:
+    if not pairs:
+        return []
+    (_, before), (_, after) = max(pairs, key=lambda pair: len(pair[0][1].payload))
+    sums = (packet.raw[10:12].hex() for packet in (before, after))
+    return [
+        f"{len(pairs)} packets compared byte by byte; of {len(before.raw)} bytes of the request only "
+        f"TTL {before.ttl} > {after.ttl} and header checksum 0x{' > 0x'.join(sums)} differ"
+    ]
+
+
+def _bypass(probe: Probe) -> Case:
+    """Answers leave the server from the VIP and never pass the director."""
+    plan, server = probe.plan, probe.server
+    case = Case("answers go from the server to the client without passing the director")
+    answers = probe.pick(server.name, "out", request=False)
+    arrived = probe.pick("client", "in", request=False)
+    case.need(bool(answers), "the server sent no answer")
+    case.need(
+        len(arrived) == len(answers), f"{server.name} sent {len(answers)} answers, {len(arrived)} reached the client"
+    )
+    for frame, packet in answers:
+        case.need(packet.source == plan.vip, f"an answer left from {packet.source}, not from the VIP")
+        case.need(frame.target_mac not in _macs(plan, "director"), "an answer was sent to the director's MAC address")
+    passed = [item for direction in ("in", "out") for item in probe.pick("director", direction, request=False)]
+    case.need(not passed, f"{len(passed)} answers were seen at the director")
+    if answers and arrived:
+        case.evidence = [f"leaves   {probe.line(answers[0][0])}", f"arrives  {probe.line(arrived[0][0])}"]
+    case.evidence.append(f"{len(answers)} answers, {len(passed)} of them seen at the director")
+    return case
+
+
+def _arp(probe: Probe) -> Verdict:
+    """The ARP problem: all servers of DR have the VIP, and only the director may say where it is."""
+    plan = probe.plan
+    case = Case("only the director answers ARP for the VIP, once")
+    asked = [
+        f for f in probe.frames if (f.node, f.direction) == (plan.asks, "out") and f.arp and f.arp.target == plan.vip
+    ]
+    told = [
+        frame
+        for frame in probe.frames
+        if (frame.node, frame.direction) == (plan.asks, "in")
+        and (arp := frame.arp)
+        and arp.operation == 2
+        and arp.sender == plan.vip
+    ]
+    case.need(bool(asked), f"{plan.asks} did not ask for the VIP")
+    case.need(len(told) == 1, f"{len(told)} answers to {len(asked)} questions")
+    for frame in told:
+        where = frame.arp.mac if frame.arp else ""
+        case.need(where in _macs(plan, "director"), f"{plan.owners.get(where, where)} claims the VIP")
+    case.evidence = [probe.line(frame) for frame in (*asked[:1], *told)]
+    return case.verdict()
+
+
+def _once(probe: Probe) -> Verdict:
+    """Neither the director's kernel nor a server's adds anything to the conversation."""
+    case = Case("one answer to the SYN; no duplicate, no reset, no ICMP")
+    answers = [packet for _, packet in probe.pick("client", "in", request=False)]
+    opened = [packet for packet in answers if packet.tcp and packet.tcp.flags & (SYN | ACK) == SYN | ACK]
+    case.need(len(opened) == 1, f"{len(opened)} answers to one SYN")
+    for node in ("client", *(server.name for server in probe.plan.servers)):
+        copies = Counter(
+            (direction, packet.identification, packet.payload)
+            for direction in ("in", "out")
+            for request in (True, False)
+            for _, packet in probe.pick(node, direction, request=request)
+        )
+        double = sum(count - 1 for count in copies.values())
+        case.need(not double, f"{double} packets were seen twice at {node}")
+    for frame in probe.frames:
+        packet = frame.ip
+        if packet is None:
+            continue
+        bad = packet.protocol == ICMP or (packet.tcp and packet.tcp.flags & RST)
+        case.need(not bad, f"seen: {probe.line(frame)}")
+    strangers = {
+        server.name
+        for server in probe.plan.servers
+        if server != probe.server and probe.pick(server.name, "in", request=True)
+    }
+    case.need(not strangers, f"the request also reached {', '.join(sorted(strangers))}")
+    seen = Counter(packet.tcp.marks for packet in answers if packet.tcp)
+    case.evidence = [
+        f"at the client: {len(answers)} answers, " + ", ".join(f"{count} [{m}]" for m, count in seen.items())
+    ]
+    return case.verdict()
+
+
+# ------------------------------------------------------------------------------------------------- the run as a whole
+
+
+def watch(plan: Plan, frames: Sequence[Frame]) -> list[Verdict]:
+    """Verdicts on the signs (SYN, RST, ICMP, ARP) of a whole run, captured at the client and the servers."""
+    clean = Case("in the whole run no reset, no redirect, no other ICMP error, nobody else claims the VIP")
+    big = Case("the client is told the tunnel's MTU, 1480, when a packet is too big for it")
+    kinds: Counter[str] = Counter()
+    for frame in frames:
+        packet, arp = frame.ip, frame.arp
+        if arp and frame.direction == "in" and frame.node == plan.asks:
+            claims = arp.sender == plan.vip and arp.mac not in _macs(plan, "director")
+            clean.need(not claims, f"seen: {frame.line(plan.owners)}")
+        if packet is None or frame.direction == "by":
+            continue
+        if (message := packet.icmp) and frame.direction == "in":
+            too_big = plan.method == "tun" and (message.kind, message.code) == (3, 4)
+            if too_big and frame.node != "client":  # on its way through the router
+                continue
+            kinds[str(message)] += 1
+            if too_big:
+                big.need(message.mtu == 1480, f"seen: {frame.line(plan.owners)}")
+                big.evidence = big.evidence or [frame.line(plan.owners)]
+            else:
+                clean.need(False, f"seen: {frame.line(plan.owners)}")
+        elif packet.tcp and packet.tcp.flags & RST:
+            kinds["RST"] += 1
+            clean.need(False, f"seen: {frame.line(plan.owners)}")
+    clean.evidence = [", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "none seen"]
+
+    answered = Case("every SYN of the client was answered exactly once")
+    sent: Counter[tuple[int, int]] = Counter()
+    replies: Counter[tuple[int, int]] = Counter()
+    for frame in frames:
+        segment = frame.ip.tcp if frame.node == "client" and frame.ip else None
+        if segment and segment.flags & SYN:
+            if frame.direction == "out":
+                sent[segment.source, segment.sequence] += 1
+            elif frame.direction == "in":
+                replies[segment.target, (segment.acknowledged - 1) & 0xFFFFFFFF] += 1
+    silent = sum(1 for key in sent if not replies[key])
+    double = sum(1 for key in sent if replies[key] > 1)
+    answered.need(bool(sent), "no SYN was captured")
+    answered.need(not silent, f"{silent} were not answered")
+    answered.need(not double, f"{double} were answered more than once")
+    again = sum(sent.values()) - len(sent)
+    answered.evidence = [f"{len(sent)} connections opened, {sum(replies.values())} answers, {again} SYNs repeated"]
+    cases = [clean, answered]
+    if plan.method == "tun":
+        big.need(bool(big.evidence), "no such message was seen although packets of 1500 bytes were sent")
+        cases.append(big)
+    return [case.verdict() for case in cases]
+
+
+def shares(servers: Mapping[str, int], expected: Mapping[str, float], requests: int) -> Verdict:
+    """`servers` counts the answers by server; `expected` is each one's due, met within one request (round robin)."""
+    case = Case(f"all {requests} requests answered, each server's share as due (within one)")
+    total = sum(servers.values())
+    case.need(total == requests, f"{total} of {requests} were answered")
+    for name, due in expected.items():
+        got = servers.get(name, 0)
+        case.need(abs(got - due) <= 1, f"{name} answered {got}, due were {due:g}")
+    for name in servers.keys() - expected.keys():
+        case.need(False, f"{name} answered, but belongs to nobody here")
+    case.evidence = [", ".join(f"{name} {servers.get(name, 0)}" for name in expected)]
+    return case.verdict()
+
+
+def load_on_director(plan: Plan, size: int, received: int) -> Verdict:
+    """`received` bytes reached the director while `size` bytes were downloaded."""
+    part = received / size if size else 0.0
+    text = f"{received / 1e6:.1f} MB reached the director while {size / 1e6:.0f} MB were downloaded"
+    if plan.method == "nat":
+        case = Case("the whole download passes the director")
+        case.need(part >= 1.0, text)
+    else:
+        case = Case("of the download only the client's acknowledgements pass the director")
+        case.need(part < 0.1, text)
+    case.evidence = [text]
+    return case.verdict()
+
+
+def agreed(client: int, director: int) -> Verdict:
+    """The connections that the client opened beside those that the director counted."""
+    case = Case("the director counts the connections that the client opened")
+    case.evidence = [f"client {client}, director {director}"]
+    case.need(client == director, case.evidence[0])
+    return case.verdict()
+
+
+def checksums(errors: Mapping[str, int]) -> Verdict:
+    """`errors` are the kernel's own counts, by node, of segments and headers with a wrong checksum."""
+    case = Case("no host received a packet with a wrong checksum")
+    for node, count in errors.items():
+        case.need(count == 0, f"{node} received {count}")
+    case.evidence = ["kernel counters: " + ", ".join(f"{node} {count}" for node, count in errors.items())]
+    return case.verdict()
