@@ -28,6 +28,9 @@ from pylvs.model import Method, Protocol, RealServer, Service, ServiceKey, Tunne
 TunnelType = Literal["ipip", "gue", "gre"]
 TunnelChecksum = Literal["", "csum", "remcsum"]
 
+#: whether the model has a place for masks that are no prefix
+IRREGULAR_MASKS = "mask" in Service.__struct_fields__
+
 TRY_HELP = "Try `ipvsadm -h' or 'ipvsadm --help' for more information."
 LONG_MAX = 2**31 - 1
 DEFAULT_SCHEDULER = "wlc"
@@ -132,6 +135,8 @@ def granularity(mask: str) -> dict[str, Any]:
         return {"netmask": int(mask)} if mask else {}
     bits = "".join(f"{int(octet):08b}" for octet in mask.split("."))
     if "01" in bits:
+        if not IRREGULAR_MASKS:
+            raise UsageError("illegal virtual server persistent mask specified")
         return {"mask": mask}
     return {"netmask": bits.count("1")}
 
@@ -311,6 +316,7 @@ class Reader:
 
     def _finish_service(self) -> None:
         command = self._command
+        granularity(command.netmask)
         if command.protocol != "fwm" and command.port == 0 and not command.persistent:
             raise UsageError("Zero port specified for non-persistent service")
         if "ops" in command.given and command.protocol not in {"udp", "fwm"}:

@@ -21,7 +21,7 @@ from pylvs.model import (
     Timeouts,
 )
 
-SCHEDULERS = set("rr wrr lc wlc lblc lblcr dh sh sed nq fo ovf mh".split())
+SCHEDULERS = {"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "dh", "sh", "sed", "nq", "fo", "ovf", "mh"}
 #: as in Debian's netbase, those that the recordings show
 SERVICES = {
     "tcp": {"http": 80, "https": 443, "http-alt": 8080, "domain": 53, "sip": 5060},
@@ -32,7 +32,7 @@ MTU = 1500
 
 
 class PortNames:
-    """Names of ports from a dictionary, protocol by protocol; others may be added as aliases."""
+    """Names of ports from a dictionary, protocol by protocol."""
 
     def __init__(self, known: Mapping[str, Mapping[str, int]] = SERVICES) -> None:
         self._known = known
