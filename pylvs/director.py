@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +60,7 @@ class Director:
     """A director. All arguments are those of `configure`, besides:
 
     `now` is the time in seconds at which it starts, `seed` makes the hash of the connection table repeatable (None: drawn
-    from the system), `connections` is the size of the table.
+    from the system), `connections` is the size of the table, `clock` (seconds, monotonic) takes the place of given times.
     """
 
     def __init__(
@@ -73,10 +73,12 @@ class Director:
         now: float = 0.0,
         seed: int | None = None,
         connections: int = 1 << 16,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         source = random.Random(seed) if seed is not None else random.SystemRandom()
-        self._now = _nanoseconds(now)
-        self._next_sweep = now + SWEEP_SECONDS
+        self._clock = clock
+        self._time = _nanoseconds(now)
+        self._next_sweep = self.now + SWEEP_SECONDS
         self._slots = _fastpath.Slots()
         self._table = ServiceTable(self._slots, self._slot_freed)
         self._link_ids: dict[str, int] = {}
@@ -265,6 +267,10 @@ class Director:
     # ------------------------------------------------------------------------------------------------ what it reports
 
     @property
+    def _now(self) -> int:
+        return _nanoseconds(self._clock()) if self._clock else self._time
+
+    @property
     def now(self) -> float:
         """The director's time in seconds."""
         return self._now / 1e9
@@ -368,7 +374,11 @@ class Director:
         return self._named(self.cores[0].advance(self._now))
 
     def _set_time(self, now: float) -> None:
-        self._now = max(self._now, _nanoseconds(now))
+        self._time = max(self._time, _nanoseconds(now))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Once a minute, free the slots of deleted real servers that no connection uses any more."""
         if self.now >= self._next_sweep:
             self._next_sweep = self.now + SWEEP_SECONDS
             self._table.sweep(self.now)

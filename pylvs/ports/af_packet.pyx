@@ -1,0 +1,247 @@
+"""AF_PACKET sockets with a memory-mapped receive ring and offload metadata in both directions.
+
+The socket is bound to all protocols, so that it sees frames before any filter at ingress does, and does not see what this
+host sends. The ring is TPACKET_V2: a frame is there as soon as it has arrived. Its slots hold the 64 KB super-frames of
+virtual links and leave headroom for an outer header. Sending is sendmmsg, a virtio-net header in front of each frame.
+packet(7), Documentation/networking/packet_mmap; virtio 1.1 §5.1.6.
+"""
+
+import errno
+import os
+import socket
+
+from libc.errno cimport errno as c_errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memmove, memset
+from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport close
+
+from pylvs.forward._sys cimport acquire
+from pylvs.forward._sys cimport release as store
+from pylvs.forward.packet cimport NEEDS_CSUM, Frame, Offload, put16
+from pylvs.forward.plane cimport HEADROOM, TxFrame
+
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef extern from "<sys/socket.h>" nogil:
+    """
+    #define _GNU_SOURCE
+    #include <sys/socket.h>
+    """
+    struct msghdr:
+        iovec* msg_iov
+        size_t msg_iovlen
+    struct mmsghdr:
+        msghdr msg_hdr
+        unsigned int msg_len
+    int sendmmsg(int fd, mmsghdr* messages, unsigned int count, int flags)
+    int getsockopt(int fd, int level, int option, void* value, unsigned int* length)
+    enum: MSG_DONTWAIT, SOL_SOCKET, SO_ERROR
+
+cdef extern from "<linux/if_packet.h>" nogil:
+    struct tpacket2_hdr:
+        uint32_t tp_status
+        uint32_t tp_len
+        uint32_t tp_snaplen
+        uint16_t tp_mac
+        uint16_t tp_vlan_tci
+        uint16_t tp_vlan_tpid
+    enum:
+        TP_STATUS_USER, TP_STATUS_KERNEL, TP_STATUS_VLAN_VALID, TP_STATUS_VLAN_TPID_VALID
+        PACKET_RX_RING, PACKET_VERSION, PACKET_VNET_HDR, PACKET_RESERVE, PACKET_QDISC_BYPASS, PACKET_STATISTICS
+        PACKET_IGNORE_OUTGOING, TPACKET_V2
+
+cdef enum:
+    SLOT = 66560  # a 64 KB packet, link-layer header, ring header, headroom
+    BLOCK = 4 << 20
+    VNET = 10  # sizeof(struct virtio_net_hdr)
+
+SOL_PACKET = 263
+ETH_P_ALL = 3
+SO_SNDBUFFORCE = 32
+
+
+cdef inline tpacket2_hdr* slot_at(Port* port, uint32_t i) noexcept nogil:
+    return <tpacket2_hdr*>(
+        port.ring + <size_t>(i // port.slots_per_block) * port.block_size
+        + <size_t>(i % port.slots_per_block) * port.slot_size
+    )
+
+
+cdef int receive(Port* port, Frame* frames, int limit) noexcept nogil:
+    """Take up to `limit` frames out of the ring; return how many."""
+    cdef int count = 0
+    cdef uint32_t status
+    cdef uint16_t vid
+    cdef tpacket2_hdr* slot
+    cdef uint8_t* base
+    cdef Frame* frame
+    while count < limit and port.taken < port.slots:
+        slot = slot_at(port, port.next)
+        status = acquire(&slot.tp_status)
+        if not status & TP_STATUS_USER:
+            break
+        port.next = port.next + 1 if port.next + 1 < port.slots else 0
+        port.taken += 1
+        base = <uint8_t*>slot
+        frame = &frames[count]
+        frame.data = base + slot.tp_mac
+        frame.length = slot.tp_snaplen
+        frame.headroom = HEADROOM
+        frame.link = port.link
+        frame.own = False
+        memcpy(&frame.offload, frame.data - VNET, VNET)
+        if status & TP_STATUS_VLAN_VALID:
+            vid = slot.tp_vlan_tci & 0xFFF
+            if port.vlans[vid >> 3] & (1 << (vid & 7)):
+                continue
+            frame.data -= 4
+            frame.length += 4
+            memmove(frame.data, frame.data + 4, 12)
+            put16(frame.data + 12, slot.tp_vlan_tpid if status & TP_STATUS_VLAN_TPID_VALID else 0x8100)
+            put16(frame.data + 14, slot.tp_vlan_tci)
+            if frame.offload.flags & NEEDS_CSUM:
+                frame.offload.csum_start += 4
+        count += 1
+    return count
+
+
+cdef void release(Port* port) noexcept nogil:
+    """Give the slots of all received frames back to the kernel."""
+    cdef uint32_t i = port.next + port.slots - port.taken
+    while port.taken:
+        if i >= port.slots:
+            i -= port.slots
+        store(&slot_at(port, i).tp_status, TP_STATUS_KERNEL)
+        i += 1
+        port.taken -= 1
+
+
+cdef int transmit(Port* port, TxFrame** frames, int count, int* error) noexcept nogil:
+    """Send up to TX_BATCH frames; return how many went out. If fewer than asked, `error` says why the next one did not."""
+    cdef mmsghdr messages[TX_BATCH]
+    cdef iovec parts[2 * TX_BATCH]
+    cdef int i
+    cdef int sent
+    memset(messages, 0, sizeof(mmsghdr) * count)
+    for i in range(count):
+        parts[2 * i].iov_base = &frames[i].offload
+        parts[2 * i].iov_len = VNET
+        parts[2 * i + 1].iov_base = frames[i].data
+        parts[2 * i + 1].iov_len = frames[i].length
+        messages[i].msg_hdr.msg_iov = &parts[2 * i]
+        messages[i].msg_hdr.msg_iovlen = 2
+    sent = sendmmsg(port.fd, messages, count, MSG_DONTWAIT)
+    if sent < 0:
+        error[0] = c_errno
+        return 0
+    error[0] = 0
+    return sent
+
+
+cdef bint clear_error(Port* port) noexcept nogil:
+    """Fetch and clear the socket's error (an interface that went down); return whether there was one."""
+    cdef int value = 0
+    cdef unsigned int size = sizeof(value)
+    getsockopt(port.fd, SOL_SOCKET, SO_ERROR, &value, &size)
+    return value != 0
+
+
+cdef class PacketPort:
+    """An open port on interface `name` (index `ifindex`), known to the data plane as `link`.
+
+    With `receives` false it only sends. `ring_mib` is the size of the receive ring, in which a frame takes 65 KiB.
+    `vlans` are tags whose frames are left to interfaces of their own. Raises `OSError`, with the interface's name.
+    """
+
+    def __cinit__(self, str name, int ifindex, uint16_t link, bint receives=True, int ring_mib=64, vlans=()):
+        cdef uint32_t blocks = max(1, ring_mib * (1 << 20) // BLOCK)
+        cdef void* ring
+        self.name = name
+        self.port = <Port*>calloc(1, sizeof(Port))
+        if self.port is NULL:
+            raise MemoryError()
+        self.port.fd = -1
+        self.port.ifindex = ifindex
+        self.port.link = link
+        self.port.receives = receives
+        for vid in vlans:
+            self.port.vlans[<int>vid >> 3] |= 1 << (<int>vid & 7)
+        try:
+            sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            try:
+                sock.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
+                sock.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+                sock.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+                sock.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+                try:
+                    sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 32 << 20)
+                except PermissionError:
+                    pass
+                if receives:
+                    sock.setsockopt(SOL_PACKET, PACKET_RESERVE, HEADROOM)
+                    self._map_ring(sock, blocks)
+                sock.bind((name, ETH_P_ALL if receives else 0))
+            except BaseException:
+                sock.close()
+                raise
+            self.port.fd = sock.detach()
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.ENXIO):
+                raise OSError(error.errno, f"interface {name} does not exist; see `ip link`") from None
+            if error.errno == errno.EPERM:
+                raise OSError(error.errno, "packet sockets need root or CAP_NET_RAW") from None
+            raise OSError(error.errno, f"interface {name}: {os.strerror(error.errno)}") from None
+
+    def _map_ring(self, sock, uint32_t blocks):
+        cdef Port* p = self.port
+        cdef void* ring
+        import struct
+
+        p.block_size = BLOCK
+        p.slot_size = SLOT
+        p.slots_per_block = BLOCK // SLOT
+        p.slots = blocks * p.slots_per_block
+        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("IIII", BLOCK, blocks, SLOT, p.slots))
+        p.ring_size = <size_t>blocks * BLOCK
+        ring = mmap(NULL, p.ring_size, PROT_READ | PROT_WRITE, MAP_SHARED, sock.fileno(), 0)
+        if ring == MAP_FAILED:
+            raise OSError(c_errno, "receive ring")
+        p.ring = <uint8_t*>ring
+
+    def statistics(self):
+        """Frames lost since the last call because the ring was full."""
+        cdef uint32_t values[2]
+        cdef unsigned int size = sizeof(values)
+        if getsockopt(self.port.fd, SOL_PACKET, PACKET_STATISTICS, values, &size) == 0:
+            self.port.ring_full += values[1]
+        return self.port.ring_full
+
+    @property
+    def link(self):
+        """The data plane's number of the interface."""
+        return self.port.link
+
+    @property
+    def ifindex(self):
+        """The kernel's number of the interface."""
+        return self.port.ifindex
+
+    def close(self):
+        """Close the socket; the worker must have let go of the port."""
+        if self.port.ring is not NULL:
+            munmap(self.port.ring, self.port.ring_size)
+            self.port.ring = NULL
+        if self.port.fd >= 0:
+            close(self.port.fd)
+            self.port.fd = -1
+
+    def __dealloc__(self):
+        if self.port is not NULL:
+            self.close()
+            free(self.port)
