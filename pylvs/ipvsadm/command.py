@@ -6,7 +6,7 @@ import errno
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from pylvs.ipvsadm import listing, usage
 from pylvs.ipvsadm.grammar import TRY_HELP, Command, Daemon, UsageError, parse
@@ -58,6 +58,11 @@ class Director(Protocol):
     def edit_server(self, key: ServiceKey, server: RealServer) -> None: ...
     def delete_server(self, key: ServiceKey, address: str, port: int) -> None: ...
     def zero(self, key: ServiceKey | None) -> None: ...
+
+
+@runtime_checkable
+class Synchronising(Protocol):
+    """What a director also has if it can synchronise connections with another."""
 
     def daemons(self) -> list[Daemon]:
         """The running synchronisation daemons, master first, with all their values."""
@@ -157,13 +162,11 @@ class _Session:
         return 0
 
     def _restore(self, text: str) -> int:
-        """One command line per line. What the kernel refuses or popt dislikes is reported and passed over; any other
-        mistake ends it. The exit status is the last line's."""
+        """One command line per line, in which the word ``ipvsadm`` means nothing. What the kernel refuses or popt dislikes
+        is reported and passed over; any other mistake ends it. The exit status is the last line's."""
         code = 0
         for line in text.split("\n"):
-            words = [word for word in re.split(r"[ \t\r]+", line.partition("\0")[0]) if word]
-            while words and words[0] == "ipvsadm":
-                words.pop(0)
+            words = [word for word in re.split(r"[ \t\r]+", line.partition("\0")[0]) if word not in {"", "ipvsadm"}]
             if words:
                 code = self.execute(words, "", restoring=True)
         return code
@@ -190,10 +193,14 @@ class _Session:
             case "set":
                 tcp, tcpfin, udp = command.timeouts
                 director.set_timeouts(Timeouts(tcp=tcp, tcpfin=tcpfin, udp=udp))
-            case "start-daemon":
+            case "start-daemon" if isinstance(director, Synchronising):
                 director.start_daemon(command.daemon)
-            case "stop-daemon":
+            case "start-daemon":
+                raise Refused(errno.EPROTONOSUPPORT, "This director does not synchronise connections")
+            case "stop-daemon" if isinstance(director, Synchronising):
                 director.stop_daemon(command.daemon.state)
+            case "stop-daemon":
+                raise Refused(errno.ESRCH)
 
     def _list(self, command: Command) -> list[str]:
         given = command.given
@@ -203,7 +210,8 @@ class _Session:
         if "timeout" in given:
             return listing.timeouts(self._director.timeouts)
         if "daemon" in given:
-            return listing.daemons(self._director.daemons())
+            running = self._director.daemons() if isinstance(self._director, Synchronising) else []
+            return listing.daemons(running)
         layout = next(layout for option, layout in listing.LAYOUTS.items() if not option or option in given)
         services = self._director.status()
         if "service-address" not in given:

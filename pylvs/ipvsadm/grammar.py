@@ -190,7 +190,7 @@ class Reader:
         if tag == "ipv6":
             if not command.fwmark:
                 raise UsageError("-6 used before -f\n")
-            command.family = 6
+            self._ipv6()
             return
         if tag == "sort":
             return
@@ -213,7 +213,12 @@ class Reader:
         if found is None:
             raise UsageError("illegal virtual server address[:port] specified")
         command.address, command.port = found[0], found[1] or 0
-        command.family = 6 if ":" in command.address else 4
+        if ":" in command.address:
+            self._ipv6()
+
+    def _ipv6(self) -> None:
+        self._command.family = 6
+        self._command.netmask = ""  # a mask that came before is forgotten
 
     def _fwmark_service(self, text: str) -> None:
         mark = names.number(text, 1, 2**32 - 1)
@@ -286,11 +291,14 @@ class Reader:
         self._command.daemon.ttl = _number(text, 1, 255, "illegal mcast-ttl specified")
 
     def _mcast_group(self, text: str) -> None:
-        group = names.ipv6(text) or names.ipv4(text)
-        if group is None or not ipaddress.ip_address(group).is_multicast:
-            family = "IPv6" if names.ipv6(text) else "IPv4"
-            raise UsageError(f"invalid {family} mcast-group `{text}'")
-        self._command.daemon.group = group
+        family = 6 if ":" in text else 4
+        try:
+            group = ipaddress.ip_address(text)
+        except ValueError:
+            group = None
+        if group is None or not group.is_multicast or "%" in text:
+            raise UsageError(f"invalid IPv{family} mcast-group `{text}'")
+        self._command.daemon.group = str(group)
 
     # ------------------------------------------------------------------------------------------ as a whole
 

@@ -107,6 +107,8 @@ class TablesDirector:
 
     def add_server(self, key: ServiceKey, server: RealServer) -> None:
         status = self._find(key)
+        if _mixed(key, server) and self._daemons:
+            raise Refused(errno.EINVAL)
         self._check_numbers(server)
         if any(entry.server.key == server.key for entry in status.servers):
             raise Refused(errno.EEXIST)
@@ -142,14 +144,17 @@ class TablesDirector:
         return [self._daemons[state] for state in ("master", "backup") if state in self._daemons]
 
     def start_daemon(self, daemon: Daemon) -> None:
+        if any(_mixed(key, entry.server) for key, status in self._services.items() for entry in status.servers):
+            raise Refused(errno.EINVAL)
         if daemon.interface not in self._interfaces:
             raise Refused(errno.ENODEV)
         if daemon.state in self._daemons:
             raise Refused(errno.EEXIST)
         group = daemon.group or "224.0.0.81"
+        maxlen = daemon.maxlen or MTU - (48 if ":" in group else 28)
         self._daemons[daemon.state] = replace(
             daemon,
-            maxlen=daemon.maxlen or MTU - (48 if ":" in group else 28),
+            maxlen=maxlen if daemon.state == "master" else max(maxlen, 1024),
             group=group,
             port=daemon.port or 8848,
             ttl=daemon.ttl or 1,
@@ -160,8 +165,13 @@ class TablesDirector:
             raise Refused(errno.ESRCH)
 
 
+def _mixed(key: ServiceKey, server: RealServer) -> bool:
+    """Whether the real server is of another address family than its service; synchronisation cannot express that."""
+    return (key[0] == 6) != (":" in server.address)
+
+
 def _usable(address: str) -> bool:
-    """Whether the kernel takes it for a real server's address: unicast, no IPv6 link-local."""
+    """Whether the kernel takes it for a real server's address: unicast, no IPv6 link-local or IPv4-mapped address."""
     parsed = ipaddress.ip_address(address)
     bad = parsed.is_multicast or parsed.is_unspecified or address == "255.255.255.255"
-    return not bad and not (parsed.version == 6 and parsed.is_link_local)
+    return not bad and not (parsed.version == 6 and (parsed.is_link_local or parsed.ipv4_mapped is not None))
