@@ -83,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     actions = {"run": _run, "up": _up, "down": _down, "status": _status, "exec": _exec}
     try:
         return actions[args.action](args)
+    except KeyboardInterrupt:  # before the first, or after the last step
+        return 130
     except Interrupted as signal:
         print(f"pylvs lab: {signal}: everything is removed", file=sys.stderr)
         return 128 + signal.signal

@@ -80,6 +80,7 @@ class Page:
     def lab(self, result: Result) -> str:
         """The whole page of one lab."""
         parts = ["", self.paint(result.title, BOLD), "", *picture(result), ""]
+        parts += [*(f"  {note}" for note in result.notes), ""]
         if result.phases:
             parts += [*self.shares(result), ""]
         if result.transfers:
@@ -142,57 +143,70 @@ class Page:
 
 
 def picture(result: Result) -> list[str]:
-    """The packet's path, numbered, with the addresses that it carries on each leg."""
-    return {"nat": _nat, "dr": _dr, "tun": _tun}[result.method](result)
+    """The packet's path in numbered legs, and the addresses that it carries on each."""
+    vip, client = f"{result.vip}:{result.port}", result.client
+    first = result.servers[0]
+    servers = [f"{server['name']} {server['address']}" for server in result.servers]
+    if result.method == "nat":
+        servers = [f"{name}:{first['port']}" for name in servers]
+        drawn = _boxes([client], [f"VIP {result.vip}", f"gateway {result.director}"], servers, direct=False)
+        legs = [
+            (f"{client} > {vip}", "as the client sent it"),
+            (f"{client} > {first['address']}:{first['port']}", "destination rewritten"),
+            (f"{first['address']}:{first['port']} > {client}", "to the servers' default gateway"),
+            (f"{vip} > {client}", "source rewritten back"),
+        ]
+    elif result.method == "dr":
+        drawn = _boxes([client], [f"VIP {result.vip}", f"DIP {result.director}"], [*servers, "VIP on lo"], direct=True)
+        legs = [
+            (f"{client} > {vip}", "to the director's MAC address: it alone answers ARP"),
+            (f"{client} > {vip}", f"the same packet, to the MAC address of {first['name']}"),
+            (f"{vip} > {client}", "directly"),
+        ]
+    else:
+        drawn = _boxes(
+            [client], [f"VIP {result.vip}", f"DIP {result.director}"], [*servers, "VIP on tun0"], direct=True
+        )
+        drawn.append("every leg passes the router that joins the three networks")
+        legs = [
+            (f"{client} > {vip}", "as the client sent it"),
+            (f"{result.director} > {first['address']} {{{client} > {vip}}}", "wrapped, protocol 4"),
+            (f"{vip} > {client}", f"unwrapped on {first['name']}, answered directly"),
+        ]
+    width = max(len(leg) for leg, _ in legs)
+    explained = [f"{number}  {leg:<{width}}  {what}" for number, (leg, what) in enumerate(legs, 1)]
+    return [f"  {line}".rstrip() for line in (*drawn, "", *explained)]
 
 
-def _servers(result: Result) -> list[str]:
-    return [f"{server['name']} {server['address']}:{server['port']}" for server in result.servers]
+def _boxes(client: list[str], director: list[str], servers: list[str], *, direct: bool) -> list[str]:
+    """Three boxes and the arrows between them; the answer goes back through the middle or, if `direct`, below it."""
+    height = len(servers)
+    left = _box(client + [""] * (height - len(client)))
+    middle = _box(director)
+    right = _box(servers)
+    blank = " " * len(middle[0])
+    rows = []
+    for number in range(height + 2):
+        inner = middle[number] if number < len(middle) else blank
+        one = two = " " * 9
+        if number == 0:
+            one, two = "    1    ", "    2    "
+        elif number == 1:
+            one = two = "-------->"
+        elif direct and number == height:
+            one, inner, two = "<--------", "-" * len(blank), "-" * 9
+        elif direct and number == height + 1:
+            inner = f"{'3':^{len(blank)}}"
+        elif not direct and number == 2:
+            one = two = "<--------"
+        elif not direct and number == 3:
+            one, two = "    4    ", "    3    "
+        rows.append(f"{left[number]}{one}{inner}{two}{right[number]}")
+    titles = f"{'client':<{len(left[0]) + 9}}{'director':<{len(blank) + 9}}real servers"
+    return [titles, *rows]
 
 
-def _nat(result: Result) -> list[str]:
-    vip, client, names = f"{result.vip}:{result.port}", result.client, _servers(result)
-    one = result.servers[0]["address"]
-    return [
-        "  client              director                real servers",
-        f"  {client:<15} --1--> VIP {vip:<14} --2--> {names[0]}",
-        f"  {'':<15} <--4-- {'gateway ' + result.director:<18}<--3-- {names[1]}",
-        f"  {'':<48} {names[2]}",
-        "",
-        f"  1  {client} > {vip}             as the client sent it",
-        f"  2  {client} > {one}:{result.servers[0]['port']}   destination rewritten",
-        f"  3  {one} > {client}        to the default gateway, the director",
-        f"  4  {result.vip} > {client}             source rewritten back",
-    ]
-
-
-def _dr(result: Result) -> list[str]:
-    vip, client, names = f"{result.vip}:{result.port}", result.client, _servers(result)
-    return [
-        "  client               director                 real servers (all have the VIP on lo)",
-        f"  {client:<14} --1--> {result.director:<16} --2--> {names[0]}",
-        f"  {'':<14}        VIP {vip:<18}   {names[1]}",
-        f"  {'':<14} <--3------------------------------- {names[2]}",
-        "",
-        f"  1  {client} > {vip}   to the director's MAC address (it answers ARP for the VIP)",
-        f"  2  {client} > {vip}   the same packet, to the chosen server's MAC address",
-        f"  3  {result.vip} > {client}      directly",
-    ]
-
-
-def _tun(result: Result) -> list[str]:
-    vip, client, names = f"{result.vip}:{result.port}", result.client, _servers(result)
-    one = result.servers[0]["address"]
-    return [
-        "  client            router     director                    real servers (VIP on their TUN device)",
-        f"  {client:<12} --1--> ( ) --1--> {result.director}",
-        f"  {'':<12}        ( )       VIP {vip}",
-        f"  {'':<12}        ( ) <--2-- [{result.director} > RIP [packet]]",
-        f"  {'':<12}        ( ) --2------------------------------> {names[0]}",
-        f"  {'':<12}        ( )                                    {names[1]}",
-        f"  {'':<12} <--3-- ( ) <--3------------------------------ {names[2]}",
-        "",
-        f"  1  {client} > {vip}",
-        f"  2  {result.director} > {one} proto 4 {{{client} > {vip}}}   wrapped",
-        f"  3  {result.vip} > {client}   unwrapped, answered directly",
-    ]
+def _box(lines: list[str]) -> list[str]:
+    width = max(len(line) for line in lines)
+    edge = "+" + "-" * (width + 2) + "+"
+    return [edge, *(f"| {line:<{width}} |" for line in lines), edge]

@@ -49,6 +49,7 @@ class Result:
     client: str
     director: str
     servers: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
     phases: list[dict[str, Any]] = field(default_factory=list)
     transfers: list[dict[str, Any]] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
@@ -74,6 +75,7 @@ def run(plan: Plan, name: str, options: Options, progress: page.Progress, stop: 
         client=plan.client,
         director=plan.dip,
         servers=[{"name": s.name, "address": s.address, "port": s.port} for s in plan.servers],
+        notes=list(plan.notes),
     )
     begin = time.monotonic()
     try:
