@@ -92,6 +92,8 @@ class Director:
         self.marks: tuple[Mark, ...] = ()
         self.hosts: dict[str, str] = {}
         self.table_size = 4096
+        #: asked before a service is added; may refuse by raising `Refused`
+        self.before_service: Callable[[Service], None] | None = None
         self.cores = [
             _fastpath.Core(self._slots, connections, source.randbytes(16), compile_fib(self._host, {}, 1))
         ]
@@ -174,6 +176,8 @@ class Director:
 
     def add_service(self, service: Service) -> None:
         """Add a virtual service with its servers, if it lists any."""
+        if self.before_service is not None and service.key not in self._table.entries:
+            self.before_service(service)
         self._table.add_service(service)
         for server in service.servers:
             self._table.add_server(service.key, server)

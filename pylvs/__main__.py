@@ -1,0 +1,5 @@
+"""``python -m pylvs``."""
+
+from pylvs.cli.main import main
+
+raise SystemExit(main())

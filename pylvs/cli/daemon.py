@@ -1,0 +1,46 @@
+"""``pylvs daemon``: run a director in this network namespace."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add(subparsers: Any) -> None:
+    """Add the command to the parser of `pylvs`."""
+    parser = subparsers.add_parser(
+        "daemon",
+        help="run a director in this network namespace",
+        description="Run a director in this network namespace, in the foreground, until SIGTERM or SIGINT.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--interface",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="receive on this interface (repeatable; default: all but loopback, as they come and go)",
+    )
+    parser.add_argument(
+        "--connections", type=_size, default=1 << 20, metavar="N", help="size of the connection table (%(default)s)"
+    )
+    parser.add_argument(
+        "--ring", type=_size, default=64, metavar="MIB", help="receive ring of each interface (%(default)s MiB)"
+    )
+    parser.add_argument(
+        "--no-guard", action="store_true", help="do not keep forwarded packets from the host's own stack"
+    )
+
+
+def _size(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 1 << 27:
+        raise argparse.ArgumentTypeError(f"{number} is out of range; use 1 to {1 << 27}")
+    return number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the daemon; the exit status is its."""
+    from pylvs.daemon.main import run as run_daemon
+
+    return run_daemon(args.interface, connections=args.connections, ring_mib=args.ring, guard=not args.no_guard)
