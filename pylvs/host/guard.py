@@ -26,6 +26,7 @@ from collections.abc import Iterable
 
 from pylvs.host import nftables as nft
 from pylvs.host.nftables import Batch, Nftables, NftablesError
+from pylvs.model import Link
 
 TABLE = "pylvs"
 LOCK = "\0pylvs-guard"  # held by the living owner of an unowned table, one per namespace
@@ -72,7 +73,8 @@ class Guard:
     the namespace already. A table left behind by a dead one is replaced. Not for several threads.
     """
 
-    def __init__(self, interfaces: list[str]) -> None:
+    def __init__(self, interfaces: list[str], *, fib: bool = True) -> None:
+        self._fib = fib  # whether the kernel can say what is local; else `set_local` does
         self._held: dict[str, set[bytes]] = {name: set() for name in _sets()}
         self._hooked: dict[str, int] = {}
         self._lock = _take_lock()
@@ -97,12 +99,18 @@ class Guard:
                 f"another pylvs guards this network namespace (nftables table 'netdev {TABLE}', netlink port {owner}); "
                 "stop it first"
             )
-        try:
-            self._nftables.commit(_construction(stale=owner is not None, owned=True))
-        except NftablesError as error:
-            if error.what != "table" or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
-            self._nftables.commit(_construction(stale=owner is not None, owned=False))
+        stale, owned = owner is not None, True
+        while True:
+            try:
+                self._nftables.commit(_construction(stale=stale, owned=owned, fib=self._fib))
+                return
+            except NftablesError as error:
+                if owned and error.what == "table" and error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                    owned = False  # before Linux 5.12
+                elif self._fib and error.what.startswith("rule") and error.errno == errno.ENOENT:
+                    self._fib = False  # a kernel without CONFIG_NFT_FIB_NETDEV
+                else:
+                    raise
 
     def update(self, services: set[Endpoint], replies: set[Endpoint]) -> None:
         """Keep from the host's stack packets to `services`, and what real servers send from `replies` to others.
@@ -121,6 +129,19 @@ class Guard:
             batch.add_elements(name, sorted(keys - self._held[name]))
         self._commit(batch)
         self._held = wanted
+
+    def set_local(self, links: Iterable[Link]) -> None:
+        """Tell which addresses are the host's own; call it whenever they change. Raises `GuardError`.
+
+        Does nothing where the kernel's rules can find out by themselves, as those of all distributions can.
+        """
+        if self._fib:
+            return
+        batch = Batch(TABLE)
+        ranges = _local_ranges(links)
+        for family in FAMILIES:
+            batch.replace_ranges(f"local{family.version}", ranges[family.version])
+        self._commit(batch)
 
     def set_interfaces(self, interfaces: list[str]) -> None:
         """Stand at the ingress of exactly these interfaces; call it again when one was deleted and made anew.
@@ -179,7 +200,7 @@ def available() -> str | None:
     except OSError as error:
         return str(_explained(error))
     try:
-        batch = _construction(table=f"{TABLE}-check", stale=False, owned=False)
+        batch = _construction(table=f"{TABLE}-check", stale=False, owned=False, fib=False)
         batch.add_ingress("from_lo", "lo", PRIORITY)
         nftables.check(batch)
     except OSError as error:
@@ -213,7 +234,7 @@ def _element(kind: str, endpoint: Endpoint) -> tuple[str, bytes]:
     return f"{kind}{parsed.version}", key + struct.pack(">HH", port, 0)
 
 
-def _construction(*, stale: bool, owned: bool, table: str = TABLE) -> Batch:
+def _construction(*, stale: bool, owned: bool, fib: bool, table: str = TABLE) -> Batch:
     batch = Batch(table)
     if stale:
         batch.delete_table()
@@ -221,11 +242,44 @@ def _construction(*, stale: bool, owned: bool, table: str = TABLE) -> Batch:
     for name, (key_type, key_length) in _sets().items():
         batch.add_set(name, key_type, key_length)
     for family in FAMILIES:
-        _add_rules(batch, family)
+        if not fib:
+            batch.add_set(f"local{family.version}", _ADDRESS[family.version], family.length, ranges=True)
+        _add_rules(batch, family, fib)
     return batch
 
 
-def _add_rules(batch: Batch, family: _Family) -> None:
+def _local_ranges(links: Iterable[Link]) -> dict[int, list[tuple[bytes, bytes]]]:
+    """What the host receives, as ranges by IP version: its addresses, broadcast and multicast.
+
+    The prefix of an address counts as a whole on lo only; elsewhere just its broadcast address.
+    """
+    four = [ipaddress.IPv4Network("224.0.0.0/4"), ipaddress.IPv4Network("255.255.255.255/32")]
+    six = [ipaddress.IPv6Network("ff00::/8")]
+    for link in links:
+        for address in link.addresses:
+            here = ipaddress.ip_interface(address)
+            if isinstance(here, ipaddress.IPv6Interface):
+                six.append(here.network if link.loopback else ipaddress.IPv6Network(here.ip))
+            elif link.loopback:
+                four.append(here.network)
+            else:
+                four.append(ipaddress.IPv4Network(here.ip))
+                if here.network.prefixlen < 31:
+                    four.append(ipaddress.IPv4Network(here.network.broadcast_address))
+    return {
+        4: [_range(network) for network in ipaddress.collapse_addresses(four)],
+        6: [_range(network) for network in ipaddress.collapse_addresses(six)],
+    }
+
+
+def _range(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> tuple[bytes, bytes]:
+    """First address, and the one after the last; the range up to the very last address ends with zeros, as nft's do."""
+    length = network.max_prefixlen // 8
+    end = (int(network.broadcast_address) + 1) % (1 << network.max_prefixlen)
+    return network.network_address.packed, end.to_bytes(length, "big")
+
+
+def _add_rules(batch: Batch, family: _Family, fib: bool) -> None:
     """Chains ip4/ip6 (packets), icmp4/icmp6 (ICMP by type) and error4/error6 (ICMP errors by what they are about)."""
     version = family.version
     main, icmp, error = f"ip{version}", f"icmp{version}", f"error{version}"
@@ -238,7 +292,7 @@ def _add_rules(batch: Batch, family: _Family) -> None:
     to_port = nft.payload(nft.TRANSPORT, 2, 2, family.port_register)
     from_port = nft.payload(nft.TRANSPORT, 0, 2, family.port_register)
     _keep(batch, main, f"services{version}", (protocol, to), to_port)
-    _keep(batch, main, f"replies{version}", (protocol, sender), from_port, *_to_others())
+    _keep(batch, main, f"replies{version}", (protocol, sender), from_port, *_to_others(family, fib))
     batch.add_rule(main, protocol, nft.compare(nft.REG32, nft.EQ, family.icmp), nft.verdict(nft.GOTO, icmp))
 
     kind = nft.payload(nft.TRANSPORT, 0, 1, nft.REG32)
@@ -256,7 +310,7 @@ def _add_rules(batch: Batch, family: _Family) -> None:
     to_port = nft.payload(nft.TRANSPORT, inner + family.header + 2, 2, family.port_register)
     from_port = nft.payload(nft.TRANSPORT, inner + family.header, 2, family.port_register)
     _keep(batch, error, f"services{version}", (protocol, sender), from_port)
-    _keep(batch, error, f"replies{version}", (protocol, to), to_port, *_to_others())
+    _keep(batch, error, f"replies{version}", (protocol, to), to_port, *_to_others(family, fib))
 
 
 def _keep(batch: Batch, chain: str, name: str, load: tuple[bytes, bytes], port: bytes, *also: bytes) -> None:
@@ -269,8 +323,12 @@ def _is(family: _Family) -> tuple[bytes, bytes]:
     return nft.meta(nft.META_PROTOCOL, nft.REG32), nft.compare(nft.REG32, nft.EQ, family.ethertype)
 
 
-def _to_others() -> Iterable[bytes]:
+def _to_others(family: _Family, fib: bool) -> Iterable[bytes]:
     """Go on only if the packet is not addressed to this host."""
+    if not fib:
+        yield nft.payload(nft.NETWORK, family.destination, family.length, nft.REG32)
+        yield nft.lookup(f"local{family.version}", nft.REG32, absent=True)
+        return
     yield nft.fib_daddr_type(nft.REG32)
     for kind in OURS:
         yield nft.compare(nft.REG32, nft.NEQ, struct.pack("=I", kind))
@@ -300,8 +358,8 @@ def _explained(error: OSError) -> GuardError:
         )
     if error.errno == errno.ENOENT and what.startswith("rule"):
         return GuardError(
-            f"this kernel's nftables lacks an expression that the guard needs ({what}); load nft_fib_netdev, or build "
-            "with CONFIG_NFT_FIB_NETDEV"
+            f"this kernel's nftables lacks an expression that the guard needs ({what}); install the kernel modules of "
+            "your distribution in full"
         )
     if error.errno in (errno.ENOENT, errno.ENODEV) and what.startswith("hook"):
         return GuardError(f"the interface has gone ({what}); name one that `ip link` shows")

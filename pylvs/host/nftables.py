@@ -46,6 +46,8 @@ NETWORK, TRANSPORT = 1, 2  # what a payload offset counts from
 EQ, NEQ = 0, 1
 DROP = 0
 GOTO, RETURN = -4 & 0xFFFFFFFF, -5 & 0xFFFFFFFF
+SET_INTERVAL = 0x4
+INTERVAL_END = 0x1
 PER_MESSAGE = 1000  # set elements in one message; a nested attribute holds 64 KiB
 
 
@@ -120,9 +122,9 @@ def compare(register: int, operator: int, data: bytes) -> bytes:
     return expression("cmp", number(1, register), number(2, operator), value_of(3, data))
 
 
-def lookup(name: str, register: int) -> bytes:
-    """Go on only if the registers from this one are an element of the set."""
-    return expression("lookup", text(1, name), number(2, register))
+def lookup(name: str, register: int, *, absent: bool = False) -> bytes:
+    """Go on only if the registers from this one are an element of the set (or, with `absent`, are not)."""
+    return expression("lookup", text(1, name), number(2, register), number(5, int(absent)))
 
 
 def fib_daddr_type(register: int) -> bytes:
@@ -187,10 +189,16 @@ class Batch:
         """A rule at the end of `chain`."""
         self._add(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, f"rule of chain {chain}", text(2, chain), nest(4, *steps))
 
-    def add_set(self, name: str, key_type: int, key_length: int) -> None:
-        """A hash set; `key_type` is only for the eyes of ``nft``."""
+    def add_set(self, name: str, key_type: int, key_length: int, *, ranges: bool = False) -> None:
+        """A set of keys, or of ranges of keys; `key_type` is only for the eyes of ``nft``."""
         identity = sum(change[0] == NEWSET for change in self.changes) + 1
-        inner = (text(2, name), number(3, 0), number(4, key_type), number(5, key_length), number(10, identity))
+        inner = (
+            text(2, name),
+            number(3, SET_INTERVAL if ranges else 0),
+            number(4, key_type),
+            number(5, key_length),
+            number(10, identity),
+        )
         self._add(NEWSET, NLM_F_CREATE, f"set {name}", *inner)
 
     def add_elements(self, name: str, keys: Iterable[bytes]) -> None:
@@ -200,6 +208,14 @@ class Batch:
     def delete_elements(self, name: str, keys: Iterable[bytes]) -> None:
         """Remove keys from a set."""
         self._elements(DELSETELEM, 0, name, keys)
+
+    def replace_ranges(self, name: str, ranges: Iterable[tuple[bytes, bytes]]) -> None:
+        """Make `ranges` the whole content of a set: each from its first key to before its second, none overlapping."""
+        self._add(DELSETELEM, 0, f"elements of set {name}", text(2, name))
+        edges = [(edge, end) for pair in ranges for edge, end in zip(pair, (0, INTERVAL_END), strict=True)]
+        for start in range(0, len(edges), PER_MESSAGE):
+            elements = (nest(1, value_of(1, key), number(3, end)) for key, end in edges[start : start + PER_MESSAGE])
+            self._add(NEWSETELEM, NLM_F_CREATE, f"elements of set {name}", text(2, name), nest(3, *elements))
 
     def _elements(self, kind: int, flags: int, name: str, keys: Iterable[bytes]) -> None:
         rest = list(keys)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 
 import pytest
 
 from pylvs.host import nftables as nft
-from pylvs.host.guard import FAMILIES, _construction, _element, _explained, _sets
+from pylvs.host.guard import FAMILIES, _construction, _element, _explained, _local_ranges, _sets
 from pylvs.host.nftables import Batch, NftablesError, attribute, attributes, nest, number, text
+from pylvs.model import Link
 
 
 def test_attributes_are_padded_and_nested() -> None:
@@ -54,13 +56,13 @@ def test_many_elements_are_split_because_an_attribute_has_64_kib() -> None:
 
 
 def test_construction_begins_with_the_table_and_names_its_parts() -> None:
-    batch = _construction(stale=True, owned=True)
+    batch = _construction(stale=True, owned=True, fib=True)
     assert [change[0] for change in batch.changes[:2]] == [nft.DELTABLE, nft.NEWTABLE]
     assert sum(change[0] == nft.NEWSET for change in batch.changes) == 8
     assert {change[3] for change in batch.changes if change[0] == nft.NEWCHAIN} == {
         f"chain {name}{family.version}" for name in ("ip", "icmp", "error") for family in FAMILIES
     }
-    plain = _construction(stale=False, owned=False)
+    plain = _construction(stale=False, owned=False, fib=False)
     assert plain.changes[0][0] == nft.NEWTABLE
 
 
@@ -69,7 +71,7 @@ def test_construction_begins_with_the_table_and_names_its_parts() -> None:
     [
         (errno.EPERM, "table", "CAP_NET_ADMIN"),
         (errno.EOPNOTSUPP, "transaction", "CONFIG_NF_TABLES_NETDEV"),
-        (errno.ENOENT, "rule of chain ip4", "CONFIG_NFT_FIB_NETDEV"),
+        (errno.ENOENT, "rule of chain ip4", "kernel modules"),
         (errno.ENOENT, "hook on interface eth0", "ip link"),
         (errno.ENOENT, "elements of set services4", "restart pylvs"),
         (errno.EBUSY, "chain ip4", "nft list ruleset"),
@@ -77,3 +79,23 @@ def test_construction_begins_with_the_table_and_names_its_parts() -> None:
 )
 def test_errors_say_what_to_do(code: int, what: str, says: str) -> None:
     assert says in str(_explained(NftablesError(code, what)))
+
+
+def test_what_is_local_where_the_kernel_cannot_tell() -> None:
+    links = [
+        Link(name="lo", index=1, loopback=True, addresses=("127.0.0.1/8", "10.9.0.0/24", "::1/128")),
+        Link(name="eth0", index=2, addresses=("10.0.0.1/24", "10.7.0.1/32", "fd00::1/64")),
+    ]
+    ranges = _local_ranges(links)
+    four = {(socket.inet_ntoa(a), socket.inet_ntoa(b)) for a, b in ranges[4]}
+    assert four == {
+        ("10.0.0.1", "10.0.0.2"),
+        ("10.0.0.255", "10.0.1.0"),
+        ("10.7.0.1", "10.7.0.2"),
+        ("10.9.0.0", "10.9.1.0"),
+        ("127.0.0.0", "128.0.0.0"),
+        ("224.0.0.0", "240.0.0.0"),
+        ("255.255.255.255", "0.0.0.0"),
+    }
+    six = {tuple(socket.inet_ntop(socket.AF_INET6, edge) for edge in pair) for pair in ranges[6]}
+    assert six == {("::1", "::2"), ("fd00::1", "fd00::2"), ("ff00::", "::")}

@@ -19,6 +19,8 @@ from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6
 from scapy.layers.l2 import Ether
 
 from pylvs.host.guard import TABLE, Guard, GuardError, available
+from pylvs.host.links import read_links
+from pylvs.host.netlink import RouteSocket
 from pylvs.host.nftables import Batch, Nftables
 
 pytestmark = pytest.mark.root
@@ -50,10 +52,15 @@ def net() -> Iterator[HostNet]:
         yield net
 
 
-@pytest.fixture
-def guard(net: HostNet) -> Iterator[Guard]:
+@pytest.fixture(params=["fib", "sets"])
+def guard(net: HostNet, request: pytest.FixtureRequest) -> Iterator[Guard]:
+    """In both forms: the kernel knows what is local, or is told by a set."""
     with net.inside("d"):
-        guard = Guard(["eth0", "eth1"])
+        guard = Guard(["eth0", "eth1"], fib=request.param == "fib")
+        netlink = RouteSocket()
+        for _ in range(2):  # the second replaces the first
+            guard.set_local(read_links(netlink))
+        netlink.close()
     yield guard
     guard.close()
 
@@ -267,9 +274,10 @@ def test_broadcast_and_multicast_of_a_real_server_reach_the_host(net: HostNet, g
         server.settimeout(2)
     with net.inside("s"), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        client.sendto(b"hello", ("10.1.0.255", 6700))
+        client.sendto(b"to the subnet", ("10.1.0.255", 6700))
+        client.sendto(b"to all", ("255.255.255.255", 6700))
     with server:
-        assert server.recv(100) == b"hello"
+        assert {server.recv(100), server.recv(100)} == {b"to the subnet", b"to all"}
 
 
 # ------------------------------------------------------------------------------------------------- how it lives
