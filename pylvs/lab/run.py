@@ -90,8 +90,10 @@ def run(plan: Plan, name: str, options: Options, progress: page.Progress, stop: 
                     result.kept = True
             finally:
                 if not result.kept:
-                    progress.step("taking the lab down")
-                    lab.down()
+                    try:
+                        progress.step("taking the lab down")
+                    finally:  # even if nobody reads the progress any more
+                        lab.down()
     except Failed as failure:
         result.error = str(failure)
     except OSError as failure:
