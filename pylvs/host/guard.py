@@ -363,6 +363,10 @@ def _explained(error: OSError) -> GuardError:
         )
     if error.errno in (errno.ENOENT, errno.ENODEV) and what.startswith("hook"):
         return GuardError(f"the interface has gone ({what}); name one that `ip link` shows")
+    if error.errno == errno.EMSGSIZE:
+        return GuardError(
+            "too many services for one transaction; raise net.core.wmem_max, or run outside a user namespace"
+        )
     if error.errno == errno.ENOENT:
         return GuardError(
             f"the guard's table 'netdev {TABLE}' was removed by another program ({what}); restart pylvs to set it anew"

@@ -285,7 +285,11 @@ class Nftables:
     def _send(self, data: bytes) -> None:
         if len(data) > 64 << 10:
             # a transaction is one datagram; the queue is counted with the kernel's own overhead
-            self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(data) + 4096)
+            size = 2 * len(data) + 4096
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, size)
+            except OSError:  # inside a user namespace: as much as the system allows, EMSGSIZE beyond
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
         self._socket.send(data)
 
     def _answers(self) -> Iterable[tuple[int, int]]:

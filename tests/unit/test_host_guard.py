@@ -74,6 +74,7 @@ def test_construction_begins_with_the_table_and_names_its_parts() -> None:
         (errno.ENOENT, "rule of chain ip4", "kernel modules"),
         (errno.ENOENT, "hook on interface eth0", "ip link"),
         (errno.ENOENT, "elements of set services4", "restart pylvs"),
+        (errno.EMSGSIZE, "", "wmem_max"),
         (errno.EBUSY, "chain ip4", "nft list ruleset"),
     ],
 )
