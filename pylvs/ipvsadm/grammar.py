@@ -7,9 +7,9 @@ then for options that do not fit the command, then for values that do not fit ea
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pylvs.ipvsadm import names
 from pylvs.ipvsadm.names import Names
@@ -204,7 +204,7 @@ class Reader:
         elif tag == "persistent" and value is None:
             command.persistent = DEFAULT_PERSISTENCE
         elif value is not None:
-            getattr(self, "_" + tag.replace("-", "_"))(value)
+            self.VALUES[tag](self, value)
 
     def _service(self, text: str, protocol: Protocol) -> None:
         command = self._command
@@ -299,6 +299,27 @@ class Reader:
         if group is None or not group.is_multicast or "%" in text:
             raise UsageError(f"invalid IPv{family} mcast-group `{text}'")
         self._command.daemon.group = str(group)
+
+    VALUES: ClassVar[dict[str, Callable[[Reader, str], None]]] = {
+        "fwmark-service": _fwmark_service,
+        "scheduler": _scheduler,
+        "persistent": _persistent,
+        "netmask": _netmask,
+        "pe": _pe,
+        "sched-flags": _sched_flags,
+        "real-server": _real_server,
+        "weight": _weight,
+        "u-threshold": _u_threshold,
+        "l-threshold": _l_threshold,
+        "tun-type": _tun_type,
+        "tun-port": _tun_port,
+        "mcast-interface": _mcast_interface,
+        "syncid": _syncid,
+        "sync-maxlen": _sync_maxlen,
+        "mcast-group": _mcast_group,
+        "mcast-port": _mcast_port,
+        "mcast-ttl": _mcast_ttl,
+    }
 
     # ------------------------------------------------------------------------------------------ as a whole
 

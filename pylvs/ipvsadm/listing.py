@@ -9,22 +9,32 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeVar
 
 from pylvs.ipvsadm.grammar import Daemon
 from pylvs.ipvsadm.names import Names
 from pylvs.ipvsadm.options import PLAIN_FLAGS, SCHEDULER_FLAGS
-from pylvs.model import Connection, RealServer, ServerStatus, Service, ServiceStatus, Stats, Timeouts, endpoint
+from pylvs.ipvsadm.order import as_found, in_order, server_order, service_order
+from pylvs.model import (
+    Connection,
+    RealServer,
+    ServerStatus,
+    Service,
+    ServiceStatus,
+    Stats,
+    Timeouts,
+    endpoint,
+    family_of,
+)
 
 VERSION = "IP Virtual Server version 1.2.1 (size={size})"
 LONGEST_NAME = 59  # characters of host:port that the tool has room for
 LONGEST_SHOWN = 28  # of an IPv4 host:port in a table
 
+PROC_LINE = {4: 65, 6: 158}  # characters of a line in /proc/net/ip_vs_conn before the engine's name
+
 METHOD_NAMES = {"masq": "Masq", "route": "Route", "tunnel": "Tunnel", "local": "Local", "bypass": "Bypass"}
 METHOD_OPTIONS = {"masq": "-m", "route": "-g", "tunnel": "-i"}
 SERVICE_OPTIONS = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}
-PROTOCOL_NUMBERS = {"fwm": 0, "tcp": 6, "udp": 17, "sctp": 132}
 CHECKSUM_MARKS = {"": "-c", "csum": "+c", "remcsum": "r+c"}
 CHECKSUM_OPTIONS = {"": "--tun-nocsum", "csum": "--tun-csum", "remcsum": "--tun-remcsum"}
 
@@ -53,7 +63,8 @@ class Layout:
 def table(services: Sequence[ServiceStatus], layout: Layout, style: Style) -> list[str]:
     """The head and one block per service."""
     lines = list(layout.head)
-    for status in in_order(as_found(services), service_order) if style.sort else as_found(services):
+    found = as_found(services)
+    for status in in_order(found, service_order) if style.sort else found:
         lines.append(layout.service(status, style))
         lines += server_lines(status, layout, style)
     return lines
@@ -180,23 +191,36 @@ LAYOUTS = {
 
 def connections(entries: Iterable[Connection], style: Style, engines: bool) -> list[str]:
     """``-L -c``; with `engines` the persistence engine and its data, where an entry has them."""
-    row = "{:<3} {:<6} {:<11} {:<18} {:<18} {}"
-    lines = ["IPVS connection entries"]
-    head = row.format("pro", "expire", "state", "source", "virtual", "destination")
-    lines.append(f"{head:<79} {'pe name':<16} pe_data" if engines else head)
+    lines = ["IPVS connection entries", "pro expire state       source             virtual            destination"]
+    if engines:
+        lines[1] += "        pe name          pe_data"
     for entry in entries:
-        protocol = entry.protocol.lower()
-        seconds = max(0, int(entry.expires))
-        line = row.format(
-            entry.protocol,
-            f"{seconds // 60:02}:{seconds % 60:02}",
-            entry.state,
-            full_name(entry.client, entry.client_port, protocol, style),
-            full_name(entry.virtual, entry.virtual_port, protocol, style),
-            full_name(entry.dest, entry.dest_port, protocol, style),
+        data, rest = _as_read(entry)
+        line = _connection(entry, entry.protocol, entry.virtual_port, style)
+        lines.append(
+            f"{line[0]} {line[1]:<16} {entry.engine:<18} {data}" if engines and entry.engine else " ".join(line)
         )
-        lines.append(f"{line:<79} {entry.engine:<16} {entry.engine_data}" if engines and entry.engine else line)
+        lines += [" ".join(_connection(entry, piece, 0, style)) for piece in rest]
     return lines
+
+
+def _connection(entry: Connection, protocol: str, virtual_port: int, style: Style) -> tuple[str, str]:
+    """A line of ``-L -c`` up to the virtual address, and the destination."""
+    names = entry.protocol.lower()
+    seconds = max(0, int(entry.expires))
+    expires = f"{seconds // 60:02}:{seconds % 60:02}"
+    client = full_name(entry.client, entry.client_port, names, style)
+    virtual = full_name(entry.virtual, virtual_port, names, style)
+    dest = full_name(entry.dest, entry.dest_port, names, style)
+    return f"{protocol:<3} {expires:<6} {entry.state:<11} {client:<18} {virtual:<18}", dest
+
+
+def _as_read(entry: Connection) -> tuple[str, list[str]]:
+    """The engine's data as the tool reads it from a file of the kernel's, in pieces of 255 characters: what does not fit
+    in the first begins lines of their own, which are printed with the address of the entry and no virtual port."""
+    room = 255 - PROC_LINE[family_of(entry.client)] - len(f" {entry.engine} ")
+    data, rest = entry.engine_data[:room], entry.engine_data[room:]
+    return data, [rest[i : i + 255] for i in range(0, len(rest), 255)]
 
 
 def timeouts(values: Timeouts) -> list[str]:
@@ -213,7 +237,7 @@ def daemons(running: Iterable[Daemon]) -> list[str]:
     ]
 
 
-def rules(services: Iterable[ServiceStatus], style: Style) -> list[str]:
+def rules(services: Sequence[ServiceStatus], style: Style) -> list[str]:
     """``-S``: command lines that ``-R`` reads. Thresholds are lost, as the real tool loses them."""
     lines = []
     for status in in_order(as_found(services), service_order):
@@ -339,72 +363,3 @@ def short(value: int) -> str:
 def signed(mark: int) -> int:
     """A firewall mark as the tool prints it: in 32 bits, signed."""
     return mark - 2**32 if mark >= 2**31 else mark
-
-
-# ------------------------------------------------------------------------------------------------------- order
-
-T = TypeVar("T")
-
-
-def in_order(entries: Sequence[T], compare: Callable[[T, T], int]) -> list[T]:
-    """Sort as the C library's merge sort does. What ipvsadm compares by is no order (see `difference`), so the result
-    depends on how it is sorted, and on the sequence before."""
-    if len(entries) < 2:
-        return list(entries)
-    middle = len(entries) // 2
-    left, right = in_order(entries[:middle], compare), in_order(entries[middle:], compare)
-    merged: list[T] = []
-    i = j = 0
-    while i < len(left) and j < len(right):
-        if compare(left[i], right[j]) <= 0:
-            merged.append(left[i])
-            i += 1
-        else:
-            merged.append(right[j])
-            j += 1
-    return merged + left[i:] + right[j:]
-
-
-def as_found(services: Iterable[ServiceStatus]) -> list[ServiceStatus]:
-    """The services as the kernel tells them: those by address, then those by mark."""
-    return sorted(services, key=lambda status: status.service.protocol == "fwm")
-
-
-def service_order(one: ServiceStatus, other: ServiceStatus) -> int:
-    """By mark, family, protocol, address and port."""
-    a, b = one.service, other.service
-    return (
-        difference(a.fwmark, b.fwmark)
-        or a.family - b.family
-        or PROTOCOL_NUMBERS[a.protocol] - PROTOCOL_NUMBERS[b.protocol]
-        or address_order(a.address, b.address)
-        or a.port - b.port
-    )
-
-
-def server_order(one: ServerStatus, other: ServerStatus) -> int:
-    """By address and port; families are not told apart."""
-    a, b = one.server, other.server
-    return address_order(a.address, b.address) or a.port - b.port
-
-
-def address_order(one: str, other: str) -> int:
-    """Compare addresses in words of 32 bits."""
-    for a, b in zip(_words(one), _words(other), strict=True):
-        if a != b:
-            return difference(a, b)
-    return 0
-
-
-def difference(a: int, b: int) -> int:
-    """a - b in 32 bits, signed: ipvsadm takes the sign for which is greater, so it goes round in a circle."""
-    value = (a - b) & 0xFFFFFFFF
-    return value - 2**32 if value >= 2**31 else value
-
-
-@lru_cache(maxsize=65536)
-def _words(address: str) -> tuple[int, ...]:
-    if not address:
-        return ()
-    packed = ipaddress.ip_address(address).packed.ljust(16, b"\0")
-    return tuple(int.from_bytes(packed[i : i + 4]) for i in (0, 4, 8, 12))

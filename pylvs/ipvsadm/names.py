@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from pylvs.model import canonical
@@ -56,7 +57,11 @@ class Names:
 
     def host(self, address: str) -> str:
         """The name of `address`, or the address itself."""
-        return next((name for name, other in self.hosts.items() if other == address), address)
+        return self._names.get(address, address)
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return {address: name for name, address in reversed(list(self.hosts.items()))}
 
     def port(self, port: int, protocol: str) -> str:
         """The name of `port`, or its number. Only TCP, UDP and SCTP have names."""
@@ -74,7 +79,10 @@ def number(text: str, low: int, high: int) -> int | None:
     `low` to `high`."""
     if not NUMBER.fullmatch(text):
         return None
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:  # thousands of digits
+        return None
     return value if low <= value <= high else None
 
 

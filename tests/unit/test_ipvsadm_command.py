@@ -6,8 +6,11 @@ import errno
 
 import pytest
 from golden.tables import TablesDirector
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pylvs.ipvsadm import Result, run
+from pylvs.ipvsadm.options import OPTIONS
 from pylvs.model import Connection, Refused, Service, Timeouts
 
 
@@ -189,3 +192,39 @@ def test_restore_line_by_line(text: str, code: int, errors: str, added: int) -> 
 def test_restore_nothing(director: TablesDirector) -> None:
     assert run(director, ["-R"]) == Result()
     assert run(director, ["-R"], "-S -n\n").stdout == run(director, ["-Sn"]).stdout
+
+
+# ------------------------------------------------------------------------------------------------ any words
+
+VALUES = [
+    "10.0.0.100:80",
+    "[fd00::1]:80",
+    "fd00::1",
+    "7",
+    "-1",
+    "",
+    "=",
+    "x",
+    "rr",
+    "sh",
+    "64",
+    "255.0.255.0",
+    "\0",
+    "é",
+    "9" * 5000,
+]
+WORDS = [f"-{option.short}" for option in OPTIONS if option.short] + [
+    f"--{option.long}" for option in OPTIONS if option.long
+]
+
+
+@given(
+    st.lists(st.sampled_from(WORDS) | st.sampled_from(VALUES) | st.text(max_size=8), max_size=9), st.text(max_size=60)
+)
+def test_no_words_break_it(words: list[str], text: str) -> None:
+    director = TablesDirector()
+    for argv in (words, ["-R"]):
+        result = run(director, argv, f"{text}\n{' '.join(words)}")
+        assert result.returncode in {0, 1, 2, 255}
+        assert result.stderr.endswith("\n") or result.returncode == 0
+    assert run(director, ["-Ln"]).returncode == 0

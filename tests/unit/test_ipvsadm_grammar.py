@@ -216,6 +216,7 @@ def test_the_table_of_legal_options_is_complete() -> None:
         ("0x50", None),
         ("1 ", None),
         ("101", None),
+        ("9" * 5000, None),
     ],
 )
 def test_number(text: str, value: int | None) -> None:

@@ -238,6 +238,24 @@ def test_connections() -> None:
     ]
 
 
+def test_connections_with_engine() -> None:
+    template = {"protocol": "UDP", "state": "NONE", "expires": 59.5, "client_port": 0, "virtual_port": 5060}
+    entries = [
+        connection(),
+        connection(**template, engine="sip", engine_data="call-1@x"),
+        connection(**template, engine="sip", engine_data="x" * 193),
+    ]
+    lines = listing.connections(entries, NUMERIC, engines=True)[1:]
+    assert lines == [
+        "pro expire state       source             virtual            destination        pe name          pe_data",
+        "TCP 14:59  ESTABLISHED 192.0.2.1:22491    10.0.0.100:80      10.1.0.13:8080",
+        "UDP 00:59  NONE        192.0.2.1:0        10.0.0.100:5060    10.1.0.13:8080   sip                call-1@x",
+        f"UDP 00:59  NONE        192.0.2.1:0        10.0.0.100:5060    10.1.0.13:8080   sip                {'x' * 185}",
+        "xxxxxxxx 00:59  NONE        192.0.2.1:0        10.0.0.100:0       10.1.0.13:8080",
+    ]
+    assert listing.connections(entries, NUMERIC, engines=False)[3] == lines[2].partition("   sip")[0]
+
+
 def test_connections_by_name() -> None:
     assert listing.connections([connection()], NAMED, engines=False)[2] == (
         "TCP 14:59  ESTABLISHED 192.0.2.1:22491    vip.example.test:http "
