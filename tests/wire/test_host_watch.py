@@ -43,7 +43,7 @@ class Seen:
         self.hosts.append(host)
         self._news.set()
 
-    async def until(self, fits: Callable[[Host], bool], seconds: float = 5.0) -> Host:
+    async def until(self, fits: Callable[[Host], bool], seconds: float = 20.0) -> Host:
         async with asyncio.timeout(seconds):
             while not self.hosts or not fits(self.hosts[-1]):
                 self._news.clear()
