@@ -305,14 +305,18 @@ class Balancer:
         connection.timeout = self.timeouts[connection.state]
         connection.deadline = now + connection.timeout
 
-    def _from_client_flow(self, protocol: int, source: Address, target: Address, ports: tuple[int, int]) -> Connection | None:
+    def _from_client_flow(
+        self, protocol: int, source: Address, target: Address, ports: tuple[int, int]
+    ) -> Connection | None:
         key = (protocol, source, ports[0], target, ports[1])
         for c in reversed(self.connections):
             if key == (c.protocol, c.client, c.client_port, c.virtual, c.virtual_port):
                 return c
         return None
 
-    def _from_server_flow(self, protocol: int, source: Address, target: Address, ports: tuple[int, int]) -> Connection | None:
+    def _from_server_flow(
+        self, protocol: int, source: Address, target: Address, ports: tuple[int, int]
+    ) -> Connection | None:
         key = (protocol, source, ports[0], target, ports[1])
         for c in reversed(self.connections):
             if c.method == "masq" and key == (c.protocol, c.dest, c.dest_port, c.client, c.client_port):

@@ -10,6 +10,7 @@ Address = bytes  # 4 or 16 bytes, as in the packet
 
 ICMP, IPIP, TCP, UDP, IPV6, ICMP6 = 1, 4, 6, 17, 41, 58
 
+
 def total(data: bytes) -> int:
     """The one's complement sum of 16-bit words."""
     data += b"\0" * (len(data) % 2)
@@ -91,7 +92,12 @@ def parse(family: int, data: bytes, whole: bool = True) -> Packet | None:
         if len(data) < 20 or data[0] >> 4 != 4:
             return None
         size, length = (data[0] & 15) * 4, int.from_bytes(data[2:4], "big")
-        if size < 20 or length < size or len(data) < size or (whole and (length > len(data) or total(data[:size]) != 0xFFFF)):
+        if (
+            size < 20
+            or length < size
+            or len(data) < size
+            or (whole and (length > len(data) or total(data[:size]) != 0xFFFF))
+        ):
             return None
         return Packet(4, data[:length], data[12:16], data[16:20], data[9], size)
     if len(data) < 40 or data[0] >> 4 != 6:

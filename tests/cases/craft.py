@@ -127,7 +127,9 @@ def outer(plan: Plan, inner: Packet | bytes, number: int = 0, ttl: int = 63, df:
     """The IPIP header towards a real server. The identification is the director's own choice, but 0 with DF."""
     data = bytes(inner)
     if plan.family == 4:
-        return IP(src=plan.director_s, dst=plan.servers[number], ttl=ttl, proto=4, id=0, tos=tos, flags="DF" if df else 0) / Raw(data)
+        return IP(
+            src=plan.director_s, dst=plan.servers[number], ttl=ttl, proto=4, id=0, tos=tos, flags="DF" if df else 0
+        ) / Raw(data)
     return IPv6(src=plan.director_s, dst=plan.servers[number], hlim=ttl, nh=41, tc=tos) / Raw(data)
 
 
@@ -212,7 +214,9 @@ class Kind:
         header = ip(source or self.plan.client, self.plan.vip, ttl, **(head or {}))
         return header / segment(self.protocol, sport or self.sport, self.vport, **fields)
 
-    def delivered(self, number: int = 0, ttl: int = 63, head: Any = None, sport: int = 0, source: str = "", **fields: Any) -> Packet:
+    def delivered(
+        self, number: int = 0, ttl: int = 63, head: Any = None, sport: int = 0, source: str = "", **fields: Any
+    ) -> Packet:
         """What the real server gets for `request` with the same fields (its `ttl` less one), by this method."""
         head = dict(head or {})
         target = self.plan.servers[number] if self.method == "nat" else self.plan.vip

@@ -106,7 +106,9 @@ def judge(step: Send, outcome: Any) -> None:
         assert out == expected_out, f"{where}: out through {out}, expected {expected_out}"
         wanted = settled(expected, frame)
         if frame != wanted:
-            at = next((n for n, (a, b) in enumerate(zip(frame, wanted, strict=False)) if a != b), min(len(frame), len(wanted)))
+            at = next(
+                (n for n, (a, b) in enumerate(zip(frame, wanted, strict=False)) if a != b), min(len(frame), len(wanted))
+            )
             pytest.fail(
                 f"{where}\n differs at byte {at}\n  got      {frame.hex()}\n  expected {wanted.hex()}\n"
                 f"  got      {Ether(frame)!r}\n  expected {Ether(wanted)!r}"

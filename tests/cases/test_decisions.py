@@ -173,12 +173,20 @@ def test_no_service(kind: Kind) -> Story:
 def test_other_stations(kind: Kind) -> Story:
     """Frames for other stations, broadcasts and multicasts are left alone, known flow or not."""
     yield from commands(kind.commands())
-    for target in ("02:00:00:00:00:77", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "33:33:00:00:00:01", "02:00:00:00:00:02"):
+    for target in (
+        "02:00:00:00:00:77",
+        "ff:ff:ff:ff:ff:ff",
+        "01:00:5e:00:00:01",
+        "33:33:00:00:00:01",
+        "02:00:00:00:00:02",
+    ):
         yield left("c", ethernet(ROUTER_MAC, target, kind.request()), target)
     yield from opened(kind)
     for target in ("02:00:00:00:00:77", "ff:ff:ff:ff:ff:ff"):
         yield left("c", ethernet(ROUTER_MAC, target, kind.request(flags="A")), target)
-    yield forward("c", ethernet("02:00:00:00:00:55", C_MAC, kind.request(flags="A")), "s", to_server(kind.delivered(flags="A")))
+    yield forward(
+        "c", ethernet("02:00:00:00:00:55", C_MAC, kind.request(flags="A")), "s", to_server(kind.delivered(flags="A"))
+    )
 
 
 @each(TCP_KINDS)

@@ -67,8 +67,18 @@ def test_a_flow_stays_with_its_server(kind: Kind) -> Story:
     yield forward("c", from_router(kind.request()), "s", to_server(kind.delivered(1), 1))
     yield forward("c", from_router(kind.request(sport=40008)), "s", to_server(kind.delivered(0, sport=40008)))
     yield forward("c", from_router(kind.request(flags="A")), "s", to_server(kind.delivered(1, flags="A"), 1))
-    yield forward("c", from_router(kind.request(flags="PA", payload=b"x")), "s", to_server(kind.delivered(1, flags="PA", payload=b"x"), 1))
-    yield forward("c", from_router(kind.request(sport=40008, flags="A")), "s", to_server(kind.delivered(0, sport=40008, flags="A")))
+    yield forward(
+        "c",
+        from_router(kind.request(flags="PA", payload=b"x")),
+        "s",
+        to_server(kind.delivered(1, flags="PA", payload=b"x"), 1),
+    )
+    yield forward(
+        "c",
+        from_router(kind.request(sport=40008, flags="A")),
+        "s",
+        to_server(kind.delivered(0, sport=40008, flags="A")),
+    )
 
 
 @each(KINDS)
@@ -77,7 +87,13 @@ def test_payload_sizes(kind: Kind) -> Story:
     yield from commands(kind.commands())
     for size in (0, 1, 2, 3, 64, 999, 1400):
         payload = bytes(n * 7 % 256 for n in range(size))
-        yield forward("c", from_router(kind.request(payload=payload)), "s", to_server(kind.delivered(payload=payload)), note=f"{size} bytes")
+        yield forward(
+            "c",
+            from_router(kind.request(payload=payload)),
+            "s",
+            to_server(kind.delivered(payload=payload)),
+            note=f"{size} bytes",
+        )
 
 
 @each(KINDS)
@@ -85,7 +101,9 @@ def test_hops(kind: Kind) -> Story:
     """TTL and hop limit go down by one, from whatever they were."""
     yield from commands(kind.commands())
     for ttl in (2, 3, 64, 128, 255):
-        yield forward("c", from_router(kind.request(ttl)), "s", to_server(kind.delivered(0, ttl - 1)), note=f"TTL {ttl}")
+        yield forward(
+            "c", from_router(kind.request(ttl)), "s", to_server(kind.delivered(0, ttl - 1)), note=f"TTL {ttl}"
+        )
 
 
 @each(KINDS)
@@ -175,7 +193,12 @@ def test_every_method_in_one_service(kind: Kind) -> Story:
         yield Run(f"-a {kind.service} {other.server(number)} {FLAG[other.method]}")
     for turn, number in enumerate((2, 1, 0, 2, 1, 0)):
         sport = 41000 + turn
-        yield forward("c", from_router(kind.request(sport=sport)), "s", to_server(order[number].delivered(number, sport=sport), number))
+        yield forward(
+            "c",
+            from_router(kind.request(sport=sport)),
+            "s",
+            to_server(order[number].delivered(number, sport=sport), number),
+        )
 
 
 @pytest.mark.parametrize("kind", NAT_KINDS, ids=str)

@@ -74,7 +74,9 @@ def test_traffic_class(kind: Kind) -> Story:
     yield from commands(kind.commands())
     for tos in (0xB8, 0x01, 0x02, 0xBA):
         head = {"tos": tos}
-        yield forward("c", from_router(kind.request(head=head)), "s", to_server(kind.delivered(head=head)), note=f"tos {tos:#x}")
+        yield forward(
+            "c", from_router(kind.request(head=head)), "s", to_server(kind.delivered(head=head)), note=f"tos {tos:#x}"
+        )
     head = {"tos": 0xBB}
     delivered = kind.delivered(head=head)
     if kind.method == "tun":
@@ -104,5 +106,10 @@ def test_dont_fragment(kind: Kind) -> Story:
 def test_tcp_options_and_urgent(kind: Kind) -> Story:
     """Whatever the method, of a TCP header only ports and checksum ever change."""
     yield from commands(kind.commands())
-    fields = {"flags": "SU", "urgptr": 9, "options": [("MSS", 1460), ("SAckOK", b""), ("NOP", None), ("WScale", 7)], "reserved": 5}
+    fields = {
+        "flags": "SU",
+        "urgptr": 9,
+        "options": [("MSS", 1460), ("SAckOK", b""), ("NOP", None), ("WScale", 7)],
+        "reserved": 5,
+    }
     yield forward("c", from_router(kind.request(**fields)), "s", to_server(kind.delivered(**fields)))

@@ -6,6 +6,7 @@ A VIP of our own is one that stands on no interface: nobody but pylvs answers fo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from cases.craft import (
     to_server,
     unreachable,
 )  # fmt: skip
-from cases.table import Configure, Host, Run, Story, commands, each, forward, left, reply
+from cases.table import Configure, Host, Run, Story, commands, each, forward, judge, left, reply
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import (
     ICMPv6EchoReply,
@@ -48,7 +49,10 @@ OURS = Host(host(vips=()))
 
 def who_has(target: str, source: str = V4.near, mac: str = NEAR_MAC) -> bytes:
     """A broadcast ARP request."""
-    return bytes(Ether(src=mac, dst="ff:ff:ff:ff:ff:ff") / ARP(op=1, hwsrc=mac, psrc=source, hwdst="00:00:00:00:00:00", pdst=target))
+    return bytes(
+        Ether(src=mac, dst="ff:ff:ff:ff:ff:ff")
+        / ARP(op=1, hwsrc=mac, psrc=source, hwdst="00:00:00:00:00:00", pdst=target)
+    )
 
 
 def is_at(target: str, source: str = V4.near, mac: str = NEAR_MAC) -> bytes:
@@ -144,7 +148,9 @@ def test_wrong_solicitations_are_not_answered(directors: Callable[..., Any]) -> 
         assert outcome.frames == []
 
 
-def ping(family: int, target: str, kind: str = "request", payload: bytes = b"ping!", ttl: int = 64, **fields: Any) -> Packet:
+def ping(
+    family: int, target: str, kind: str = "request", payload: bytes = b"ping!", ttl: int = 64, **fields: Any
+) -> Packet:
     """An echo request to `target` or the reply from it."""
     client = PLANS[family].client
     if family == 4:
@@ -205,7 +211,9 @@ def test_stray_segments_to_our_own_vip(kind: Kind) -> Story:
     for flags in ("S", "A"):
         request = kind.request(flags=flags)
         request[TCP].dport = 81
-        yield reply("c", from_router(request), "c", to_router(reset(request, kind.family)), note=f"closed port, {flags}")
+        yield reply(
+            "c", from_router(request), "c", to_router(reset(request, kind.family)), note=f"closed port, {flags}"
+        )
 
 
 @pytest.mark.parametrize("kind", [Kind("nat", 4, "tcp"), Kind("dr", 6, "tcp")], ids=str)
@@ -257,24 +265,38 @@ def test_neighbour_changes_its_mac(kind: Kind) -> Story:
     yield forward("c", from_router(kind.request()), "s", frame)
 
 
-@pytest.mark.parametrize("kind", [Kind(method, family, "udp") for method in ("nat", "dr", "tun") for family in (4, 6)], ids=str)
+@pytest.mark.parametrize(
+    "kind", [Kind(method, family, "udp") for method in ("nat", "dr", "tun") for family in (4, 6)], ids=str
+)
 def test_unknown_neighbour(kind: Kind, directors: Callable[..., Any]) -> None:
-    """The next hop is asked for, not flooded or guessed; once it is known, the flow goes there."""
+    """A frame whose next hop is not resolved waits; it is never sent to a guessed station."""
     director = directors(**host(neighbours={V4.router: ROUTER_MAC, V6.router: ROUTER_MAC}))
     for line in kind.commands():
         assert director.ipvsadm(line).returncode == 0
-    (outcome,) = director.process([("c", from_router(kind.request()))], now=1.0)
-    frames = [*outcome.frames, *director.advance(now=1.1)]
-    questions = [Ether(frame) for _, frame in frames]
-    assert questions, "nobody asked for the server's MAC"
-    for (out, _), question in zip(frames, questions, strict=True):
-        assert out == "s"
-        asked = question[ARP].pdst if kind.family == 4 else question[ICMPv6ND_NS].tgt
-        assert asked == kind.plan.servers[0]
+    step = forward("c", from_router(kind.request()), "s", to_server(kind.delivered()))
+    (outcome,) = director.process([(step.interface, step.frame)], now=1.0)
+    assert (outcome.verdict, outcome.frames) == ("forward", [])
     director.configure(neighbours=dict(NEIGHBOURS))
-    director.advance(now=1.2)
-    (outcome,) = director.process([("c", from_router(kind.request()))], now=1.3)
-    assert (outcome.verdict, outcome.frames) == ("forward", [("s", to_server(kind.delivered()))])
+    late = director.advance(now=1.2)
+    assert len(late) == 1
+    judge(step, replace(outcome, frames=late))
+    (outcome,) = director.process([(step.interface, step.frame)], now=1.3)
+    judge(step, outcome)
+
+
+@pytest.mark.parametrize("kind", [Kind("nat", 4, "tcp"), Kind("tun", 6, "udp")], ids=str)
+def test_neighbour_that_never_answers(kind: Kind, directors: Callable[..., Any]) -> None:
+    """Frames that waited in vain, and those for which there was no room to wait, are named drops."""
+    director = directors(**host(neighbours={V4.router: ROUTER_MAC, V6.router: ROUTER_MAC}))
+    for line in kind.commands():
+        assert director.ipvsadm(line).returncode == 0
+    batch = [("c", from_router(kind.request(sport=20000 + n))) for n in range(1000)]
+    outcomes = director.process(batch, now=1.0)
+    assert {outcome.verdict for outcome in outcomes} <= {"forward", "drop"}
+    assert all(outcome.frames == [] for outcome in outcomes)
+    assert director.advance(now=30.0) == []
+    counters = director.counters()
+    assert counters["received"] == sum(counters["drops"].values()) == 1000
 
 
 def test_frames_of_other_protocols(directors: Callable[..., Any]) -> None:

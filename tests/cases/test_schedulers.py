@@ -79,7 +79,9 @@ class Watcher:
 
 
 @pytest.mark.parametrize(("name", "scheduler", "weights", "order"), SEQUENCES, ids=[row[0] for row in SEQUENCES])
-def test_sequence(name: str, scheduler: str, weights: tuple[int, ...], order: str, directors: Callable[..., Any]) -> None:
+def test_sequence(
+    name: str, scheduler: str, weights: tuple[int, ...], order: str, directors: Callable[..., Any]
+) -> None:
     """UDP flows, which never count as active."""
     watcher = Watcher(directors(**host()), UDP)
     watcher.set_up(scheduler, weights)
@@ -87,7 +89,9 @@ def test_sequence(name: str, scheduler: str, weights: tuple[int, ...], order: st
 
 
 @pytest.mark.parametrize(("name", "scheduler", "weights", "order"), BUSY, ids=[row[0] for row in BUSY])
-def test_busy_sequence(name: str, scheduler: str, weights: tuple[int, ...], order: str, directors: Callable[..., Any]) -> None:
+def test_busy_sequence(
+    name: str, scheduler: str, weights: tuple[int, ...], order: str, directors: Callable[..., Any]
+) -> None:
     """TCP flows: SYN_RECV counts as active."""
     watcher = Watcher(directors(**host()), TCP)
     watcher.set_up(scheduler, weights)
@@ -95,7 +99,9 @@ def test_busy_sequence(name: str, scheduler: str, weights: tuple[int, ...], orde
 
 
 @pytest.mark.parametrize(("name", "scheduler", "weights", "story"), CHANGES, ids=[row[0] for row in CHANGES])
-def test_changes(name: str, scheduler: str, weights: tuple[int, ...], story: list[Any], directors: Callable[..., Any]) -> None:
+def test_changes(
+    name: str, scheduler: str, weights: tuple[int, ...], story: list[Any], directors: Callable[..., Any]
+) -> None:
     """Commands in between."""
     watcher = Watcher(directors(**host()), UDP)
     watcher.set_up(scheduler, weights)
