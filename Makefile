@@ -27,7 +27,7 @@ build/.built: $(VENV)/.ready setup.py $(CORE)
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint pylvs bench
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint pylvs bench
 
 unit cases property golden: build
 	$(BIN)/pytest tests/$@

@@ -19,7 +19,11 @@ mode = os.environ.get("PYLVS_BUILD", "release")
 if mode not in MODES:
     raise SystemExit(f"PYLVS_BUILD={mode}: unknown build mode; use one of {', '.join(MODES)}")
 
-flags = [*MODES[mode], "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function", "-Wno-unused-variable"]
+# what Cython generates compares signed with unsigned and drops const; the .pyx files are ours, those habits are not
+flags = [
+    *MODES[mode], "-D_GNU_SOURCE", "-Wall", "-Wno-unused-function", "-Wno-sign-compare", "-Wno-discarded-qualifiers",
+    "-Wno-cpp",
+]
 link = [flag for flag in MODES[mode] if flag.startswith(("-fsanitize", "--coverage"))]
 
 MODULES = [

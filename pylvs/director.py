@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from pylvs import conntrack, ipvsadm, proc
-from pylvs.fib import compile_fib, packed, unpacked
+from pylvs.fib import compile_fib
 from pylvs.forward import _fastpath
 from pylvs.model import (
     Connection,
@@ -36,7 +36,7 @@ from pylvs.model import (
     endpoint,
     service_name,
 )
-from pylvs.services import Dest, Entry, ServiceTable
+from pylvs.services import Dest, ServiceTable
 from pylvs.settings import Settings
 
 #: seconds by TCP state, in the order of `_fastpath.TCP_STATES`

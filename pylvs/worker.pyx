@@ -8,10 +8,9 @@ import os
 import threading
 
 from libc.errno cimport EMSGSIZE, EINVAL, ENETDOWN, ENXIO
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.unistd cimport close
 
 from pylvs.forward._fastpath cimport Core, begin, run_batch, run_command, run_timers
 from pylvs.forward._sys cimport acquire, release
@@ -199,7 +198,7 @@ cdef void run(Loop* loop) noexcept nogil:
 
 
 cdef class Worker:
-    """Drives `core` in a thread of its own. `notify` is an eventfd that becomes readable when `core.needs()` has news."""
+    """Drives `core` in a thread of its own. `notify` is an eventfd, readable when `core.needs()` has news."""
 
     cdef Loop loop
     cdef Core core

@@ -61,8 +61,8 @@ def add(subparsers: Any) -> None:
 
 def _count(text: str) -> int:
     number = int(text)
-    if not 1 <= number <= 100_000:
-        raise argparse.ArgumentTypeError("use 1 to 100000")
+    if not 1 <= number <= 10_000:
+        raise argparse.ArgumentTypeError("use 1 to 10000")
     return number
 
 

@@ -262,8 +262,8 @@ def guarded(
     status: Sequence[ServiceStatus],
 ) -> tuple[set[tuple[str, str, int]], set[tuple[str, str, int]]]:
     """What the host must not see: virtual services, and what NAT real servers answer from."""
-    services = set()
-    replies = set()
+    services: set[tuple[str, str, int]] = set()
+    replies: set[tuple[str, str, int]] = set()
     for each in status:
         if each.service.protocol == "fwm":
             continue

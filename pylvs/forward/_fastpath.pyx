@@ -5,14 +5,14 @@ worker's plane. Addresses cross the door as 16 bytes (IPv4 mapped), times as int
 Everything hot lives in the .pxd files beside this one; see `pipeline.pxd` for a frame's way through them.
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from pylvs.forward._sys cimport acquire, load32, release
-from pylvs.forward.conn cimport F_TEMPLATE, WHEEL_SHIFT, Conn, expire
+from pylvs.forward.conn cimport Conn, expire
 from pylvs.forward.fib cimport (
     MAX_LINKS, NO_LINK, Fib as FibStruct, FibLink, FibNeighbour, FibRange, FibRoute, neighbour_slot,
 )
@@ -44,7 +44,6 @@ TCP_STATES = (
 DEST_CAPACITY = MAX_DESTS
 SERVICE_CAPACITY = MAX_SERVICES
 LINK_CAPACITY = MAX_LINKS
-MAX_FRAME = 65536 + 14 + 8 + 40
 
 
 cdef int run_batch(Plane* plane, Frame* frames, int count, uint64_t now, Result* results) noexcept nogil:
@@ -96,7 +95,9 @@ cdef class Slots:
         if self.slots is not NULL:
             munmap(self.slots, MAX_DESTS * sizeof(DestSlot))
 
-    def set(self, uint32_t slot, bint available, uint32_t weight, uint32_t upper, uint32_t lower, bint clear_overload):
+    def set(
+        self, uint32_t slot, bint available, uint32_t weight, uint32_t upper, uint32_t lower, bint clear_overload
+    ):
         """Set what the administrator decides; the counts stay."""
         cdef DestSlot* s = &self.slots[slot]
         s.available = available
@@ -118,9 +119,8 @@ cdef class Slots:
 
 cdef class Snapshot:
     """A compiled configuration. `services` is a list of
-    (protocol number, family, address16, port, slot, one_packet, pick, entries), where `pick` is
-    (kind, cost, rule, step, top, epoch, fresh, level) and `entries` a list of (slot, weight, method, family, port, address16)
-    in list order."""
+    (protocol number, family, address16, port, slot, one_packet, pick, entries), where `pick` is (kind, cost, rule, step,
+    top, epoch, fresh, level) and `entries` a list of (slot, weight, method, family, port, address16)"""
 
     cdef SnapshotStruct s
     cdef object keep
@@ -412,7 +412,6 @@ cdef class Core:
         cdef Command command
         cdef uint32_t slice_size = 1024
         cdef Conn* conns = <Conn*>calloc(slice_size, sizeof(Conn))
-        cdef Conn* c
         cdef uint32_t i
         cdef list found = []
         if conns is NULL:
@@ -487,20 +486,19 @@ cdef class Core:
         """Decide `frames`, a list of (link id, bytes): a list of (verdict, reason, connection tuple or None,
         service slot or None, dest slot or None, [(link id, bytes)]).
 
-        The frames go one by one, so that each outcome is seen by the next; a frame that waits for its next hop counts as
+        The frames go one by one, so that each outcome is seen by the next; a frame that waits for its next hop is
         "forward" without frames, and comes out of `advance`.
         """
         cdef Frame frame
         cdef Result result
         cdef bytes data
         cdef list outcomes = []
-        cdef uint8_t* buffer = <uint8_t*>calloc(1, MAX_FRAME + 2 * HEADROOM)
+        cdef size_t size = max([len(frame_bytes) for _, frame_bytes in frames], default=0)
+        cdef uint8_t* buffer = <uint8_t*>calloc(1, size + 2 * HEADROOM)
         if buffer is NULL:
             raise MemoryError()
         try:
             for link, data in frames:
-                if len(data) > MAX_FRAME:
-                    raise ValueError(f"a frame of {len(data)} bytes is longer than any network carries ({MAX_FRAME})")
                 memset(&frame, 0, sizeof(frame))
                 memcpy(buffer + HEADROOM, <const uint8_t*>data, len(data))
                 frame.data = buffer + HEADROOM
@@ -549,7 +547,7 @@ cdef class Core:
         cdef timespec start, stop
         cdef uint64_t spent = 0
         cdef uint64_t done = 0
-        cdef uint32_t i, j, n, r
+        cdef uint32_t i, j, n, _round
         cdef bytes data
         for i in range(total):
             links[i], data = frames[i]
@@ -558,7 +556,7 @@ cdef class Core:
             lengths[i] = len(data)
             memcpy(originals + <size_t>i * 2048, <const uint8_t*>data, len(data))
         with nogil:
-            for r in range(repeat):
+            for _round in range(repeat):
                 i = 0
                 while i < total:
                     n = total - i if total - i < BATCH else BATCH

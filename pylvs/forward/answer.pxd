@@ -1,4 +1,4 @@
-"""What pylvs answers in the host's place: for a VIP that no interface has, and for frames that the guard keeps from the host.
+"""What pylvs answers in the host's place: for a VIP that no interface has, and for frames that the guard keeps back.
 
 ARP requests and neighbour solicitations for the VIP, pings to it, and, as the host's stack would, a reset for a TCP
 segment that belongs to nothing and a port unreachable for a datagram to a closed port (RFC 826, RFC 4861 §7.2.4,

@@ -1,7 +1,7 @@
 """IPv4 fragmentation of what leaves the director (RFC 791 §3.2), where DF allows it.
 
-An ordinary packet that fits its path is sent as it is; one that does not is cut into fragments of whole 8-byte units.
-Options with the copied flag would belong into every fragment; like the kernel's fast path, all option bytes are repeated.
+A packet that fits its path is sent as it is; one that does not is cut into fragments of whole 8-byte units. All options
+are repeated in every fragment, not only those whose copied flag asks for it.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t

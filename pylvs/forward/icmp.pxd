@@ -60,7 +60,8 @@ cdef inline void seal(uint8_t* ip, uint8_t family, uint32_t size) noexcept nogil
 
 
 cdef inline void head(
-    Plane* plane, uint8_t* ip, uint8_t family, uint8_t tos, uint32_t size, uint8_t hops, const uint8_t* src, const uint8_t* dst
+    Plane* plane, uint8_t* ip, uint8_t family, uint8_t tos, uint32_t size, uint8_t hops,
+    const uint8_t* src, const uint8_t* dst,
 ) noexcept nogil:
     """Write an IP header for an ICMP message of `size` bytes from `src` to `dst` (16-byte addresses)."""
     if family == 4:
@@ -122,7 +123,9 @@ cdef inline int complain(
     return REPLY if verdict == FORWARD or verdict == HELD else DROP
 
 
-cdef inline int complain_ttl(Plane* plane, Frame* frame, Flow* flow, const uint8_t* source, uint8_t* reason) noexcept nogil:
+cdef inline int complain_ttl(
+    Plane* plane, Frame* frame, Flow* flow, const uint8_t* source, uint8_t* reason
+) noexcept nogil:
     """Time exceeded."""
     return complain(plane, frame, flow, TIME_EXCEEDED4 if flow.family == 4 else TIME_EXCEEDED6, 0, source, reason)
 
@@ -134,7 +137,9 @@ cdef inline int complain_size(
     return complain(plane, frame, flow, FRAG_NEEDED if flow.family == 4 else PACKET_TOO_BIG, mtu, source, reason)
 
 
-cdef inline int complain_port(Plane* plane, Frame* frame, Flow* flow, const uint8_t* source, uint8_t* reason) noexcept nogil:
+cdef inline int complain_port(
+    Plane* plane, Frame* frame, Flow* flow, const uint8_t* source, uint8_t* reason
+) noexcept nogil:
     """Port unreachable: what the kernel says when no real server is available."""
     return complain(plane, frame, flow, UNREACHABLE_PORT4 if flow.family == 4 else UNREACHABLE_PORT6, 0, source, reason)
 

@@ -231,6 +231,7 @@ cdef inline int parse4(Frame* frame, Flow* flow, uint8_t* reason) noexcept nogil
     flow.family = 4
     flow.proto = p[9]
     flow.end = flow.l3 + total
+    frame.length = flow.end  # padding of short frames is not the packet's
     flow.l4 = <uint16_t>(flow.l3 + header)
     map4(flow.src, p + 12)
     map4(flow.dst, p + 16)
@@ -258,6 +259,7 @@ cdef inline int parse6(Frame* frame, Flow* flow, uint8_t* reason, bint ours) noe
         return DROP if ours else PASS
     flow.family = 6
     flow.end = flow.l3 + 40 + be16(p + 4)
+    frame.length = flow.end
     memcpy(flow.src, p + 8, 16)
     memcpy(flow.dst, p + 24, 16)
     proto = p[6]

@@ -169,7 +169,7 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
     svc = find_service(plane.snapshot, flow.proto, flow.dst, flow.dport)
     if svc is NULL or (flow.proto != TCP and flow.proto != UDP):
         return leave(plane, frame, flow, r)
-    if flow.sport == 20 and flow.proto == TCP:  # FTP data of a real server is never scheduled
+    if flow.sport == 20:  # FTP data of a real server is never scheduled
         return leave(plane, frame, flow, r)
     r.service = svc.slot
     entry = NULL
@@ -343,9 +343,6 @@ cdef inline int leave(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcep
     It cannot if the VIP is on none of its interfaces, or if the guard covers the packet: then a TCP segment gets a
     reset, a datagram a port unreachable, and a packet that only passes through is routed on.
     """
-    cdef Hop hop
-    cdef int verdict
-    cdef bint local
     if flow.proto != TCP and flow.proto != UDP:
         return PASS
     if is_vip(plane.snapshot, flow.dst):
@@ -367,7 +364,7 @@ cdef inline int leave(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcep
 
 
 cdef inline int stray_reply(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
-    """A real server's packet without connection, with nat_icmp_send: port unreachable, as the kernel's forwarding would."""
+    """A real server's packet without connection, with nat_icmp_send: port unreachable, from the host's own address."""
     cdef Hop hop
     cdef int verdict
     resolve(plane.fib, flow.dst, flow.family == 6, False, &hop)

@@ -109,7 +109,6 @@ cdef inline int send(
         if offload.is_partial(frame, flow):
             offload.finish_checksum(frame.data + flow.l3, flow, flow.end - flow.l4)
         memset(&frame.offload, 0, sizeof(frame.offload))
-        frame.length = flow.end  # padding of short frames stays behind
         return send_one(plane, frame, flow.l3, flow.family, outer_family, target, df, hop, reason)
     for i in range(count):
         memset(&piece, 0, sizeof(Frame))

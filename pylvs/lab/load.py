@@ -2,7 +2,9 @@
 
 Writes one JSON object a line: ``progress`` while a phase goes on, then ``phase`` or ``transfer`` with its result, and
 ``done``. Every request of the phases ``sequential`` and ``concurrent`` opens a connection of its own, so that each is
-scheduled anew; ``keepalive`` sends all of its requests over one.
+scheduled anew; ``keepalive`` sends all of its requests over one. With ``--ports`` no local port is used twice: a director
+that sees only the client's half of a connection remembers it for minutes, and a new one from the same port meets the
+same server again (as in the kernel's IPVS with its default ``conn_reuse_mode``).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
+import itertools
 import json
 import math
 import sys
@@ -68,15 +71,16 @@ def explain(error: BaseException) -> str:
 class Client:
     """Sends requests to one place. `say` receives the JSON objects."""
 
-    def __init__(self, url: str, say: Callable[[dict[str, Any]], None], source: int = 0) -> None:
+    def __init__(self, url: str, say: Callable[[dict[str, Any]], None], ports: int = 0) -> None:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "", parts.port or 80
         self.say = say
-        self.source = source  # local port, 0 for any
+        self.ports = itertools.count(ports) if ports else itertools.repeat(0)  # local ports, 0 for any
 
     def connect(self, timeout: float = TIMEOUT) -> http.client.HTTPConnection:
         """A connection of its own."""
-        local = ("", self.source) if self.source else None
+        port = next(self.ports)
+        local = ("", port) if port else None
         return http.client.HTTPConnection(self.host, self.port, timeout=timeout, source_address=local)
 
     def ask(self, connection: http.client.HTTPConnection, **headers: str) -> str:
@@ -193,7 +197,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the phases that are asked for, in the order of the options here; 0 even if requests failed: the report says so."""
     parser = argparse.ArgumentParser(prog="python -m pylvs.lab.load", description="the client of a lab")
     parser.add_argument("--url", required=True)
-    parser.add_argument("--source", type=int, default=0, help="local port (with one request only)")
+    parser.add_argument(
+        "--ports", type=int, default=0, metavar="FIRST", help="local ports from here on, each used once"
+    )
     parser.add_argument("--sequential", type=int, default=0, metavar="N", help="requests, one after the other")
     parser.add_argument("--concurrent", type=int, default=0, metavar="N", help=f"requests, {WORKERS} at a time")
     parser.add_argument("--keepalive", type=int, default=0, metavar="N", help="requests over one connection")
@@ -207,7 +213,7 @@ def main(argv: list[str] | None = None) -> int:
         with lock:
             print(json.dumps(document), flush=True)
 
-    client = Client(options.url, say, options.source)
+    client = Client(options.url, say, options.ports)
     if options.sequential:
         client.requests("sequential", options.sequential, 1)
     if options.concurrent:

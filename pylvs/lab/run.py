@@ -24,7 +24,9 @@ from pylvs.lab.proof import Verdict
 from pylvs.lab.topology import Plan, network
 
 PROBE_PORT = 40080
-SETTLE = 0.3  # seconds after the probe in which a late duplicate would still be seen
+SETTLE = 0.3  # seconds without a frame after which a conversation is over, late duplicates included
+OVER = 5.0  # seconds after which it is taken to be over all the same
+FIRST_PORT = 10_000  # below the kernel's own choice, see `load`
 KEEPALIVE = 20
 
 
@@ -128,8 +130,7 @@ class Drive:
         with self.capture(watched, signs=True) as capture:
             self.requests()
             self.transfers()
-            self._stop.wait(SETTLE)
-            frames = capture.drain()
+            frames = self.settled(capture)
         self._lab.living()
         hosts = ["client", *(server.name for server in self._plan.servers)]
         self._result.verdicts += proof.watch(self._plan, frames)
@@ -148,6 +149,18 @@ class Drive:
         finally:
             for tap in taps:
                 tap.close()
+
+    def settled(self, capture: Capture) -> list[Frame]:
+        """What was captured, when nothing more comes."""
+        frames = capture.drain()
+        deadline = time.monotonic() + OVER
+        while time.monotonic() < deadline:
+            self._stop.wait(SETTLE)
+            more = capture.drain()
+            if not more:
+                break
+            frames += more
+        return frames
 
     def load(self, *arguments: str, each: Callable[[dict[str, Any]], None]) -> None:
         """Run the client with `arguments`, and pass on what it reports."""
@@ -179,9 +192,8 @@ class Drive:
         self._lab.forget_neighbour(plan.asks, plan.vip)
         reports: list[dict[str, Any]] = []
         with self.capture([node.name for node in plan.nodes]) as capture:
-            self.load("--sequential", "1", "--source", str(PROBE_PORT), each=reports.append)
-            self._stop.wait(SETTLE)
-            frames = capture.drain()
+            self.load("--sequential", "1", "--ports", str(PROBE_PORT), each=reports.append)
+            frames = self.settled(capture)
         answered = [name for report in reports if report["event"] == "phase" for name in report["servers"]]
         if not answered:
             errors = [error for report in reports for error in report.get("errors", ())]
@@ -201,9 +213,9 @@ class Drive:
         """Sequential and concurrent requests, and the shares of the servers; a connection kept alive."""
         plan, count = self._plan, self._options.requests
         due = {server.name: count / len(plan.servers) for server in plan.servers}
-        for phase in ("sequential", "concurrent"):
+        for number, phase in enumerate(("sequential", "concurrent")):
             self._progress.step(f"{count} {phase} requests, a new connection for each")
-            report = self._phase(phase, count)
+            report = self._phase(phase, count, "--ports", str(FIRST_PORT + number * count))
             self._answers.update(report["servers"])
             verdict = proof.shares(report["servers"], due, count)
             faults = tuple(f"{number} x {text}" for text, number in report["errors"].items())
@@ -218,7 +230,7 @@ class Drive:
         case.evidence = [f"{number} requests, all from {name}" for name, number in report["servers"].items()]
         self._result.verdicts.append(case.verdict())
 
-    def _phase(self, phase: str, count: int) -> dict[str, Any]:
+    def _phase(self, phase: str, count: int, *options: str) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
 
         def each(document: dict[str, Any]) -> None:
@@ -227,7 +239,7 @@ class Drive:
             else:
                 found.append(document)
 
-        self.load(f"--{phase}", str(count), each=each)
+        self.load(f"--{phase}", str(count), *options, each=each)
         if not found:
             raise Failed(f"the client said nothing of the {phase} requests")
         self._result.phases.append(found[0])

@@ -1,7 +1,7 @@
 """Rooms 1 and 6: frames in and out of one interface.
 
-A port is a plain struct that a worker owns. `receive` fills frames that point into the receive ring; they stay valid, and
-may be rewritten in place, until `release`. `transmit` sends what fits and says how many: nobody ever waits for a port.
+A port is a plain struct that a worker owns. `receive` fills frames that point into the receive ring; they stay valid,
+and may be rewritten in place, until `release`. `transmit` sends what fits and says how many: nobody ever waits.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t

@@ -1,17 +1,18 @@
 """AF_PACKET sockets with a memory-mapped receive ring and offload metadata in both directions.
 
-The socket is bound to all protocols, so that it sees frames before any filter at ingress does, and does not see what this
-host sends. The ring is TPACKET_V2: a frame is there as soon as it has arrived. Its slots hold the 64 KB super-frames of
-virtual links and leave headroom for an outer header. Sending is sendmmsg, a virtio-net header in front of each frame.
+The socket is bound to all protocols, so that it sees frames before any filter at ingress does; what this host sends it
+does not see. The ring is TPACKET_V2: a frame is there as soon as it has arrived. Its slots hold the 64 KB super-frames
+of virtual links and leave headroom for an outer header. Sending is sendmmsg, a virtio-net header in front of each frame.
 packet(7), Documentation/networking/packet_mmap; virtio 1.1 §5.1.6.
 """
 
 import errno
 import os
 import socket
+import struct
 
 from libc.errno cimport errno as c_errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -19,7 +20,7 @@ from posix.unistd cimport close
 
 from pylvs.forward._sys cimport acquire
 from pylvs.forward._sys cimport release as store
-from pylvs.forward.packet cimport NEEDS_CSUM, Frame, Offload, put16
+from pylvs.forward.packet cimport NEEDS_CSUM, Frame, put16
 from pylvs.forward.plane cimport HEADROOM, TxFrame
 
 
@@ -29,10 +30,6 @@ cdef extern from "<sys/uio.h>" nogil:
         size_t iov_len
 
 cdef extern from "<sys/socket.h>" nogil:
-    """
-    #define _GNU_SOURCE
-    #include <sys/socket.h>
-    """
     struct msghdr:
         iovec* msg_iov
         size_t msg_iovlen
@@ -123,7 +120,7 @@ cdef void release(Port* port) noexcept nogil:
 
 
 cdef int transmit(Port* port, TxFrame** frames, int count, int* error) noexcept nogil:
-    """Send up to TX_BATCH frames; return how many went out. If fewer than asked, `error` says why the next one did not."""
+    """Send up to TX_BATCH frames; return how many went out. If none, `error` says why not."""
     cdef mmsghdr messages[TX_BATCH]
     cdef iovec parts[2 * TX_BATCH]
     cdef int i
@@ -161,7 +158,6 @@ cdef class PacketPort:
 
     def __cinit__(self, str name, int ifindex, uint16_t link, bint receives=True, int ring_mib=64, vlans=()):
         cdef uint32_t blocks = max(1, ring_mib * (1 << 20) // BLOCK)
-        cdef void* ring
         self.name = name
         self.port = <Port*>calloc(1, sizeof(Port))
         if self.port is NULL:
@@ -201,8 +197,6 @@ cdef class PacketPort:
     def _map_ring(self, sock, uint32_t blocks):
         cdef Port* p = self.port
         cdef void* ring
-        import struct
-
         p.block_size = BLOCK
         p.slot_size = SLOT
         p.slots_per_block = BLOCK // SLOT

@@ -1,0 +1,19 @@
+from collections.abc import Iterable
+
+class PacketPort:
+    name: str
+    def __init__(
+        self,
+        name: str,
+        ifindex: int,
+        link: int,
+        receives: bool = ...,
+        ring_mib: int = ...,
+        vlans: Iterable[int] = ...,
+    ) -> None: ...
+    def statistics(self) -> int: ...
+    @property
+    def link(self) -> int: ...
+    @property
+    def ifindex(self) -> int: ...
+    def close(self) -> None: ...
