@@ -8,7 +8,7 @@ import struct
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -75,6 +75,7 @@ def test_only_the_vips_are_let_in() -> None:
         decap.inner(view(IP(dst="192.168.57.101") / SEGMENT), VIPS)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_never_crash(data: bytes) -> None:
     for function in (decap.outer, lambda packet: decap.inner(packet, VIPS)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
@@ -89,16 +89,19 @@ def test_lines(data: object, line: str) -> None:
     assert frame(data).line(names) == line
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=120), st.sampled_from([b"\x08\x00", b"\x08\x06", b"\x86\xdd"]))
 def test_no_bytes_are_an_error(data: bytes, kind: bytes) -> None:
     frame(bytes(12) + kind + data).line()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 130))
 def test_no_cut_is_an_error(length: int) -> None:
     frame(bytes(ETHER / IP(dst="2.2.2.2") / SEGMENT)[:length]).line()
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=64))
 def test_checksum_is_the_sum_of_words(data: bytes) -> None:
     words = struct.unpack(f"!{(len(data) + 1) // 2}H", data + bytes(len(data) % 2))

@@ -296,9 +296,31 @@ def test_a_quiet_run_holds(method: str) -> None:
 
 def test_answers_to_a_syn_are_counted() -> None:
     plan = PLANS["dr"]()
-    assert "1 were answered more than once" in broken(proof.watch(plan, signs(plan, 2)))
+    assert "1 answers came twice" in broken(proof.watch(plan, signs(plan, 2)))
     assert "1 were not answered" in broken(proof.watch(plan, signs(plan, 0)))
     assert "no SYN was captured" in broken(proof.watch(plan, []))
+
+
+def test_what_a_busy_machine_repeats_is_no_fault() -> None:
+    """Segments that their senders send again, a second late, are other packets; and what comes after the end is refused."""
+    plan = PLANS["nat"]()
+    syn = extra(
+        plan, IP(src=plan.client, dst=plan.vip, id=9) / TCP(sport=1000, dport=80, seq=7, flags="S"), direction="out"
+    )
+    stamped = TCP(sport=80, dport=1000, seq=1, ack=8, flags="SA", options=[("Timestamp", (5, 0))])
+    answer = extra(plan, IP(src=plan.vip, dst=plan.client) / stamped)
+    refused = IP(src=plan.client, dst=plan.vip) / TCP(sport=1000, dport=80, seq=8, flags="R")
+    late = [extra(plan, refused, direction="out"), extra(plan, refused, "rs1")]
+    verdicts = proof.watch(plan, [*signs(plan), syn, answer, *late])
+    assert not broken(verdicts)
+    assert "refused by the client itself" in str(verdicts) and "1 SYNs repeated" in str(verdicts)
+    assert "seen: rs1 eth0 in" in broken(proof.watch(plan, [*signs(plan), *late[1:]]))
+
+
+def test_an_answer_that_is_not_rewritten_is_found() -> None:
+    plan = PLANS["nat"]()
+    answer = IP(src="192.168.10.100", dst=plan.client) / TCP(sport=8080, dport=1000, seq=1, ack=8, flags="SA")
+    assert "192.168.10.100 answered" in broken(proof.watch(plan, [*signs(plan), extra(plan, answer)]))
 
 
 def test_the_tunnels_mtu() -> None:

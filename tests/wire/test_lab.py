@@ -304,7 +304,7 @@ def started(method: str, name: str, until: str, *options: str) -> subprocess.Pop
 def test_an_interrupted_run_leaves_nothing(step: str, name: str) -> None:
     number = (signal.SIGINT, signal.SIGTERM)[STEPS.index(step) % 2]
     method = ("nat", "dr", "tun")[STEPS.index(step) % 3]
-    with started(method, name, step) as child:
+    with started(method, name, step, "--requests", "30", "--bytes", "20000000") as child:
         time.sleep(random.uniform(0, 0.2))
         os.killpg(child.pid, number)  # as Ctrl-C in a terminal does: to the whole group
         os.killpg(child.pid, number)  # an impatient user
