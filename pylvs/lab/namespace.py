@@ -6,6 +6,7 @@ Names live in ``/run/netns``, so that ``ip netns exec NAME …`` reaches every n
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -52,7 +53,10 @@ def create(name: str) -> None:
     file.touch(mode=0, exist_ok=False)
     try:
         with _away():
-            _checked(_libc.unshare(CLONE_NEWNET), f"make the network namespace {name}")
+            if _libc.unshare(CLONE_NEWNET) != 0:
+                code = ctypes.get_errno()
+                why = "this kernel has none" if code in {errno.EINVAL, errno.ENOSYS} else os.strerror(code)
+                raise OSError(code, f"a network namespace cannot be made: {why}")
             source = b"/proc/thread-self/ns/net"
             _checked(_libc.mount(source, bytes(file), b"none", MS_BIND, None), f"name the network namespace {name}")
             with IPRoute() as route:
@@ -100,7 +104,8 @@ def _away() -> Iterator[None]:
         yield
     finally:
         try:
-            _checked(_libc.setns(home, CLONE_NEWNET), "return from a namespace")
+            if os.stat("/proc/thread-self/ns/net").st_ino != os.fstat(home).st_ino:
+                _checked(_libc.setns(home, CLONE_NEWNET), "return to this network")
         finally:
             os.close(home)
 

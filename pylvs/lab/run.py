@@ -1,7 +1,7 @@
 """The main job: build a lab, drive real requests through its director, judge what happened, and take it down.
 
 `run` returns a `Result`, plain data that `page` draws and ``--json`` prints. A step that fails ends the run with its error in
-the result; a signal ends it with `Interrupted`; either way nothing of the lab is left.
+the result; a signal ends it with `Interrupted`, missing rights with `PermissionError`; nothing of the lab is ever left.
 """
 
 from __future__ import annotations
@@ -98,6 +98,8 @@ def run(plan: Plan, name: str, options: Options, progress: page.Progress, stop: 
                         lab.down()
     except Failed as failure:
         result.error = str(failure)
+    except PermissionError:  # nothing of the lab can be made: no matter for its page
+        raise
     except OSError as failure:
         result.error = f"{failure.strerror or failure}" + (f" ({failure.filename})" if failure.filename else "")
     finally:
