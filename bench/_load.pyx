@@ -275,7 +275,7 @@ cdef class Generator:
         return sent
 
     def table(self, unsigned char[::1] entries not None, uint64_t flows):
-        """Write bytes 22 to 41 of each flow's frame (TTL to the end of the UDP header) into `entries`, 24 bytes apart."""
+        """Write bytes 22 to 41 of each flow's frame (TTL to UDP checksum) into `entries`, 24 bytes apart."""
         cdef uint64_t flow
         if entries.shape[0] < <Py_ssize_t> (24 * flows):
             raise ValueError(f"{entries.shape[0]} bytes do not hold {flows} entries")
