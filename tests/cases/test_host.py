@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cases.craft import (
     C_MAC,
+    FLAG,
     NEAR_MAC,
     NEIGHBOURS,
     PLANS,
@@ -19,16 +20,20 @@ from cases.craft import (
     V4,
     V6,
     Kind,
+    endpoint,
     ethernet,
+    exceeded,
     from_router,
     host,
     ip,
+    outer,
     own,
+    segment,
     to_router,
     to_server,
     unreachable,
 )  # fmt: skip
-from cases.table import Configure, Host, Run, Story, commands, each, forward, judge, left, reply
+from cases.table import Check, Configure, Host, Run, Story, commands, dropped, each, forward, judge, left, reply
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.inet6 import (
     ICMPv6EchoReply,
@@ -216,6 +221,31 @@ def test_stray_segments_to_our_own_vip(kind: Kind) -> Story:
         )
 
 
+@each([Kind(method, family, protocol) for method in ("nat", "dr") for family in (4, 6) for protocol in ("tcp", "udp")])
+def test_answers_keep_the_vlan_tag(kind: Kind) -> Story:
+    """Whoever asked from a VLAN that is no link of the host is answered there, or would never hear it."""
+    tag, plan = {"vlan": 5, "priority": 3}, kind.plan
+    yield OURS
+    yield Run(f"-A {kind.service} -s rr")
+    request = kind.request()
+    answer = own(unreachable, plan.vip, plan.client, request)
+    yield reply("c", from_router(request, **tag), "c", to_router(answer, **tag), note="no server")
+    yield Run(f"-a {kind.service} {kind.server()} {FLAG[kind.method]}")
+    request = kind.request(1)
+    answer = own(exceeded, plan.vip, plan.client, request)
+    yield reply("c", from_router(request, **tag), "c", to_router(answer, **tag), note="TTL 1")
+    answer = ping(kind.family, plan.vip, "reply", ident=0)
+    yield reply("c", from_router(ping(kind.family, plan.vip), **tag), "c", to_router(answer, **tag), note="echo")
+    if kind.protocol == "tcp":
+        request = kind.request(flags="A", sport=4)
+        answer = reset(request, kind.family)
+        yield reply("c", from_router(request, **tag), "c", to_router(answer, **tag), note="stray ACK")
+    if kind.family == 4:
+        asked, told = who_has(plan.vip), is_at(plan.vip)
+        shim = bytes.fromhex("81006005")
+        yield reply("c", asked[:12] + shim + asked[12:], "c", told[:12] + shim + told[12:], note="ARP")
+
+
 @pytest.mark.parametrize("kind", [Kind("nat", 4, "tcp"), Kind("dr", 6, "tcp")], ids=str)
 def test_stray_resets_to_our_own_vip(kind: Kind, directors: Callable[..., Any]) -> None:
     """Nobody answers a reset."""
@@ -297,6 +327,82 @@ def test_neighbour_that_never_answers(kind: Kind, directors: Callable[..., Any])
     assert director.advance(now=30.0) == []
     counters = director.counters()
     assert counters["received"] == sum(counters["drops"].values()) == 1000
+
+
+@each([Kind(method, family, "tcp") for method in ("nat", "dr", "tun") for family in (4, 6)])
+def test_link_goes_and_comes_back(kind: Kind) -> Story:
+    """Without the servers' link frames are named drops; flows survive, and go on when it is back."""
+    yield from commands(kind.commands())
+    yield forward("c", from_router(kind.request()), "s", to_server(kind.delivered()))
+    links = host()["interfaces"]
+    yield Configure({"interfaces": {**links, "s": {**links["s"], "up": False}}})
+    yield dropped("c", from_router(kind.request(flags="A")))
+    yield Configure({"interfaces": links})
+    yield forward("c", from_router(kind.request(flags="A")), "s", to_server(kind.delivered(flags="A")))
+    yield Configure({"interfaces": {name: link for name, link in links.items() if name != "s"}})
+    yield Check(lambda director: director.advance(now=5.0))
+    yield Configure({"interfaces": links})
+    yield forward("c", from_router(kind.request(flags="PA")), "s", to_server(kind.delivered(flags="PA")))
+
+
+@each([Kind(method, family, "udp") for method in ("nat", "tun") for family in (4, 6)])
+def test_no_route(kind: Kind) -> Story:
+    """A server that cannot be reached: a named drop."""
+    far = "192.0.2.1" if kind.family == 4 else "2001:db8:dead::1"
+    yield Host(host(routes={"198.18.0.0/15": V4.router, "2001:db8:1::/64": V6.router}))
+    yield Run(f"-A {kind.service} -s rr")
+    yield Run(f"-a {kind.service} -r {endpoint(far, kind.rport)} {FLAG[kind.method]}")
+    yield dropped("c", from_router(kind.request()))
+
+
+@each(
+    [
+        Kind(method, family, protocol)
+        for method in ("nat", "dr", "tun")
+        for family in (4, 6)
+        for protocol in ("tcp", "udp")
+    ]
+)
+def test_one_armed(kind: Kind) -> Story:
+    """Client, director and real server on one link."""
+    server = kind.plan.near
+    yield Run(f"-A {kind.service} -s rr")
+    yield Run(f"-a {kind.service} -r {endpoint(server, kind.rport)} {FLAG[kind.method]}")
+    if kind.method == "nat":
+        sent = ip(kind.plan.client, server, 63) / segment(kind.protocol, kind.sport, kind.rport)
+    elif kind.method == "tun":
+        sent = outer(kind.plan, kind.request(63))
+        sent.src, sent.dst = kind.plan.director_c, server
+    else:
+        sent = kind.request(63)
+    yield forward("c", from_router(kind.request()), "c", ethernet(C_MAC, NEAR_MAC, sent))
+    if kind.method == "nat":
+        answer = ip(server, kind.plan.client) / segment(kind.protocol, kind.rport, kind.sport, "SA")
+        yield forward("c", ethernet(NEAR_MAC, C_MAC, answer), "c", to_router(kind.returned()))
+
+
+@each([Kind(method, 4, protocol) for method in ("nat", "dr", "tun") for protocol in ("tcp", "udp")])
+def test_vip_on_the_link_itself(kind: Kind) -> Story:
+    """The VIP may be an ordinary address of the link; the host answers ARP and pings for it."""
+    links = host()["interfaces"]
+    links["c"]["addresses"] = [*links["c"]["addresses"], f"{V4.vip}/24"]
+    links["lo"]["addresses"] = ["127.0.0.1/8"]
+    yield Host(host() | {"interfaces": links})
+    yield from commands(kind.commands())
+    yield forward("c", from_router(kind.request()), "s", to_server(kind.delivered()))
+    yield left("c", who_has(V4.vip))
+    yield left("c", from_router(ping(4, V4.vip)))
+
+
+@each([Kind("nat", 4, "tcp")])
+def test_prefix_on_lo(kind: Kind) -> Story:
+    """An address of lo may be a prefix: all of it is local, and the host's to answer for."""
+    links = host(vips=())["interfaces"]
+    links["lo"]["addresses"] = ["127.0.0.1/8", "10.0.0.96/28"]
+    yield Host(host() | {"interfaces": links})
+    yield from commands(kind.commands())
+    yield forward("c", from_router(kind.request()), "s", to_server(kind.delivered()))
+    yield left("c", who_has(V4.vip))
 
 
 def test_frames_of_other_protocols(directors: Callable[..., Any]) -> None:

@@ -422,15 +422,56 @@ def test_nothing_at_all(directors: Callable[..., Any]) -> None:
     assert director.counters()["received"] == 2
 
 
+def flood(count: int) -> list[Give]:
+    """First packets of as many different flows."""
+    frame = from_router(Kind("dr", 4, "udp").request(source="198.19.0.0"))
+    addresses = ((0xC6130000 + number).to_bytes(4, "big") for number in range(count))
+    return [("c", with_checksum(splice(frame, 26, address))) for address in addresses]
+
+
 def test_table_is_bounded(directors: Callable[..., Any]) -> None:
-    """A flood of new flows ends, at the latest, as a named drop; what was there before lives on."""
+    """A flood of new flows ends as named drops; what was there before lives on, and room that is free again is used."""
+    bystanders = Bystanders(directors, "dr", connections=1024)
+    verdicts = bystanders.suffer(flood(5000), size=512)
+    assert set(verdicts) == {"forward", "drop"}
+    assert 512 <= verdicts["forward"] <= 1024
+    assert bystanders.director.counters()["drops"] == {"table_full": verdicts["drop"]}
+    bystanders.now += 200
+    bystanders.talk("A")
+    bystanders.now += 200
+    bystanders.talk("A")
+    assert len(bystanders.director.connections()) == 4
+    bystanders.before = bystanders.mine()
+    assert bystanders.suffer(flood(500)) == {"forward": 500}
+
+
+def test_mass_expiry(directors: Callable[..., Any]) -> None:
+    """Many flows that end together leave nothing behind."""
     bystanders = Bystanders(directors, "dr")
-    kind = Kind("dr", 4, "udp")
-    frame = from_router(kind.request(source="198.19.0.0"))
-    junk = []
-    for number in range(20000):
-        address = (0xC6130000 + number).to_bytes(4, "big")
-        junk.append(("c", with_checksum(splice(frame, 26, address))))
-    verdicts = bystanders.suffer(junk, size=1024)
-    assert set(verdicts) <= {"forward", "drop"}
-    assert verdicts["forward"] >= 4096
+    assert bystanders.suffer(flood(20000), size=4096) == {"forward": 20000}
+    assert len(bystanders.director.connections()) == 20004
+    bystanders.director.advance(now=bystanders.now + 2000)
+    assert bystanders.director.connections() == []
+    for service in bystanders.director.status():
+        assert [(server.active, server.inactive) for server in service.servers] == [(0, 0), (0, 0)]
+
+
+@pytest.mark.parametrize("scheduled", [True, False], ids=["with servers", "without"])
+def test_impossible_sources(scheduled: bool, directors: Callable[..., Any]) -> None:
+    """Nobody is at these addresses (RFC 1122 §3.2.1.3, RFC 4291 §2.7): nothing is forwarded for them or sent to them."""
+    director = directors(**host())
+    kinds = [Kind("nat", family, protocol) for family in (4, 6) for protocol in ("tcp", "udp")]
+    for kind in kinds:
+        for line in kind.commands(1)[: 2 if scheduled else 1]:
+            assert director.ipvsadm(line).returncode == 0
+    impossible = {
+        4: ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", V4.vip, V4.director_c],
+        6: ["::1", "ff02::1"],
+    }
+    for kind in kinds:
+        for source in impossible[kind.family]:
+            frame = from_router(kind.request(source=source))
+            (outcome,) = director.process([("c", frame)], now=1.0)
+            assert outcome.verdict in ("pass", "drop"), (source, outcome.verdict)
+            assert outcome.frames == []
+    assert director.connections() == []

@@ -22,6 +22,8 @@ SEQUENCES = [
     ("wrr: two servers", "wrr", (10, 5), "BAABAA"),
     ("wrr: great weights", "wrr", (100, 50, 25), "CBAAABACBAAABA"),
     ("wrr: weight zero", "wrr", (2, 0, 1), "CAACAA"),
+    ("wrr: the greatest weight", "wrr", (2147483647, 1), "BAAAAAAA"),
+    ("wrr: the greatest weight alone", "wrr", (2147483647, 0), "AAAA"),
 ]
 #: flows that are active before the next one comes, and never end
 BUSY = [
@@ -30,6 +32,8 @@ BUSY = [
     ("wlc", "wlc", (1, 2, 3), "CBACBCCBACBC"),
     ("wlc: other way round", "wlc", (3, 2, 1), "CBAABACBAABA"),
     ("wlc: weight zero", "wlc", (1, 0, 2), "CACCACCAC"),
+    ("wlc: the greatest weight", "wlc", (2147483647, 1), "BAAAAAAA"),
+    ("wlc: two greatest weights", "wlc", (2147483647, 2147483646), "BAABABAB"),
 ]
 #: a story: flows (letters), commands, flows …
 CHANGES = [

@@ -37,7 +37,7 @@ looks = st.fixed_dictionaries(
         "ident": st.sampled_from((1, 0x8000, 0xFFFF)),
         "size": st.sampled_from((0, 1, 2, 23, 512, 1310, *range(1330, 1375, 4), 1400)),
         "error": st.sampled_from((0, 0, 0, 0, -1, 0x1234)),
-        "tag": st.sampled_from((None,)),
+        "tag": st.sampled_from((None, None, None, 5, 0x6FFF)),
         "flags": st.sampled_from(("S", "S", "S", "A", "A", "PA", "FA", "R", "SA", "SF", "", "RA", "SU")),
     }
 )
