@@ -114,7 +114,7 @@ class Client:
         begin = told = time.perf_counter()
         with ThreadPoolExecutor(workers) as pool:
             for done, _ in enumerate(pool.map(lambda _: self.one(tally, lock), range(count)), 1):
-                if time.perf_counter() - told > 0.1:
+                if time.perf_counter() - told > 0.1 or done == count:
                     told = time.perf_counter()
                     self.say({"event": "progress", "phase": phase, "done": done, "of": count})
         self.say(tally.report(phase, count, time.perf_counter() - begin))
@@ -187,7 +187,7 @@ class Client:
 
     def _tell(self, told: float, phase: str, done: int, of: int) -> float:
         now = time.perf_counter()
-        if now - told < 0.1:
+        if now - told < 0.1 and done < of:
             return told
         self.say({"event": "progress", "phase": phase, "done": done, "of": of})
         return now

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -71,9 +72,14 @@ def _share() -> None:
     has mounts of its own."""
     DIRECTORY.mkdir(mode=0o755, exist_ok=True)
     directory = bytes(DIRECTORY)
-    if _libc.mount(b"", directory, b"none", MS_SHARED | MS_REC, None) != 0:
-        _checked(_libc.mount(directory, directory, b"none", MS_BIND | MS_REC, None), f"mount {DIRECTORY}")
-        _checked(_libc.mount(b"", directory, b"none", MS_SHARED | MS_REC, None), f"share {DIRECTORY}")
+    handle = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # as `ip netns` does: two mounts on top of each other would hide names
+        if _libc.mount(b"", directory, b"none", MS_SHARED | MS_REC, None) != 0:
+            _checked(_libc.mount(directory, directory, b"none", MS_BIND | MS_REC, None), f"mount {DIRECTORY}")
+            _checked(_libc.mount(b"", directory, b"none", MS_SHARED | MS_REC, None), f"share {DIRECTORY}")
+    finally:
+        os.close(handle)
 
 
 def remove(name: str) -> None:

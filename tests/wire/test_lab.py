@@ -60,7 +60,7 @@ def name() -> Iterator[str]:
     assert not left
 
 
-def pylvs(*argv: str, seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
+def pylvs(*argv: str, seconds: float = 240.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PYLVS, *argv], capture_output=True, text=True, timeout=seconds, check=False)
 
 
