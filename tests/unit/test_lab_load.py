@@ -7,6 +7,7 @@ import http.client
 import json
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def said() -> list[dict[str, Any]]:
 
 def results(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was said, but for progress; each phase and transfer ends its progress with all of it."""
-    for one, following in zip(said, said[1:], strict=False):
+    for one, following in pairwise(said):
         if one["event"] == "progress" and following["event"] != "progress":
             assert one["done"] == one["of"]
     return [document for document in said if document["event"] != "progress"]
