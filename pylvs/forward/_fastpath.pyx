@@ -34,7 +34,7 @@ VERDICTS = ("", "forward", "pass", "reply", "drop", "held")
 REASONS = (
     "", "truncated", "bad_length", "bad_version", "bad_checksum", "bad_offload", "header_chain", "fragment",
     "dest_gone", "ttl_exceeded", "too_big", "no_route", "no_neighbour", "table_full", "no_server", "link_down",
-    "tx_full", "icmp_limited",
+    "tx_full", "icmp_limited", "martian",
 )
 assert len(REASONS) == LAST_REASON
 TCP_STATES = (
@@ -119,8 +119,8 @@ cdef class Slots:
 
 cdef class Snapshot:
     """A compiled configuration. `services` is a list of
-    (protocol number, family, address16, port, slot, one_packet, pick, entries), where `pick` is (kind, cost, rule, step,
-    top, epoch, fresh, level) and `entries` a list of (slot, weight, method, family, port, address16)"""
+    (protocol number, family, address16, port, slot, one_packet, pick, entries), where `pick` is (kind, cost, rule,
+    step, top, epoch, fresh, level) and `entries` a list of (slot, weight, method, family, port, address16)"""
 
     cdef SnapshotStruct s
     cdef object keep

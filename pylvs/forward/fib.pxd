@@ -7,8 +7,8 @@ longest match is one binary search; local addresses are ranges like any other. N
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from pylvs.forward._sys cimport word
-from pylvs.forward.packet cimport same16
+from pylvs.forward._sys cimport half, word
+from pylvs.forward.packet cimport be32, is_mapped4, same16
 
 
 cdef enum:
@@ -99,6 +99,16 @@ cdef inline FibRoute* route_to(Fib* fib, const uint8_t* address) noexcept nogil:
 cdef inline bint is_local(Fib* fib, const uint8_t* address) noexcept nogil:
     """Is this an address of the host itself?"""
     return route_to(fib, address).kind == ROUTE_LOCAL
+
+
+cdef inline bint is_martian(Fib* fib, const uint8_t* source) noexcept nogil:
+    """Can no packet from outside have this source (RFC 1812 §5.3.7)? Own addresses count, as in the kernel's check."""
+    if is_mapped4(source):
+        if source[12] == 0 or source[12] == 127 or source[12] >= 224:
+            return True
+    elif source[0] == 0xFF or (word(source) == 0 and half(source + 8) == 0 and be32(source + 12) <= 1):
+        return True
+    return is_local(fib, source)
 
 
 cdef inline uint32_t neighbour_slot(const uint8_t* address, uint16_t link) noexcept nogil:

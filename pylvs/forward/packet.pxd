@@ -42,6 +42,7 @@ cdef enum DropReason:
     LINK_DOWN  # the egress interface is missing or down
     TX_FULL  # the egress socket took no more
     ICMP_LIMITED  # an ICMP error of our own was due, but too many were sent lately
+    MARTIAN  # a source address that no client can have: ours, loopback, multicast, unspecified
     LAST_REASON
 
 

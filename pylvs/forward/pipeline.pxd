@@ -14,11 +14,11 @@ from pylvs.forward.conn cimport (
     F_INACTIVE, F_NO_OUTPUT, F_ONE_PACKET, NOBODY, SIDE_CLIENT, SIDE_NONE, SIDE_SERVER, Conn,
     allocate, bind, find, hash_of, insert, remove, set_state, touch,
 )
-from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, resolve
+from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is_martian, resolve
 from pylvs.forward.packet cimport (
     ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, CONTINUE, DEST_GONE, DROP, FLOW, FORWARD, FRAGMENT, HELD, ICMP_ECHO,
-    ICMP_ERROR, LATER_FRAGMENT, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST, SYN, TABLE_FULL, TCP, TOO_BIG,
-    TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16, ttl_of, wire_length,
+    ICMP_ERROR, LATER_FRAGMENT, MARTIAN, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST, SYN, TABLE_FULL,
+    TCP, TOO_BIG, TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16, ttl_of, wire_length,
 )
 from pylvs.forward.pick cimport choose_server
 from pylvs.forward.plane cimport Plane, has_room, retry_held
@@ -172,6 +172,9 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
     if flow.sport == 20:  # FTP data of a real server is never scheduled
         return leave(plane, frame, flow, r)
     r.service = svc.slot
+    if is_martian(plane.fib, flow.src):
+        r.reason = MARTIAN
+        return DROP
     entry = NULL
     if svc.port == flow.dport:  # port zero serves persistent clients only
         entry = choose_server(plane.snapshot, svc, plane.slots, plane.cursors)

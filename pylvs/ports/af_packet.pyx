@@ -2,7 +2,7 @@
 
 The socket is bound to all protocols, so that it sees frames before any filter at ingress does; what this host sends it
 does not see. The ring is TPACKET_V2: a frame is there as soon as it has arrived. Its slots hold the 64 KB super-frames
-of virtual links and leave headroom for an outer header. Sending is sendmmsg, a virtio-net header in front of each frame.
+of virtual links and leave headroom for an outer header. Sending is sendmmsg, a virtio-net header before each frame.
 packet(7), Documentation/networking/packet_mmap; virtio 1.1 §5.1.6.
 """
 
