@@ -310,6 +310,7 @@ def run(interfaces: Sequence[str], *, connections: int, ring_mib: int, guard: bo
     """Run a daemon until SIGTERM or SIGINT; return the exit status."""
     stopper = Stopper()
     logging.basicConfig(level=logging.WARNING, format="pylvs: %(message)s")
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # a request that is no HTTP is its sender's affair
 
     async def main() -> None:
         await Daemon(interfaces, connections=connections, ring_mib=ring_mib, guard=guard).run(stopper)
