@@ -62,6 +62,7 @@ class Daemon:
         self._started = time.monotonic()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pylvs-control")
         self._vips = Vips()
+        self._unopened: set[str] = set()
         self._asked: dict[tuple[str, int], float] = {}
         self._last_refresh = 0.0
         self._heartbeat = (0, time.monotonic(), False)  # turns of the worker, when they last grew, whether we said so
@@ -208,8 +209,11 @@ class Daemon:
             except OSError as error:
                 if not self._watch_started:
                     raise Failure(error.strerror or str(error), 4 if error.errno == errno.EPERM else 1) from None
-                self._say(f"interface {name} cannot be opened: {error.strerror}")
+                if name not in self._unopened:
+                    self._unopened.add(name)
+                    self._say(f"interface {name} cannot be opened, trying again: {error.strerror}")
                 continue
+            self._unopened.discard(name)
             if self._receives(link):
                 self.beside.stand_at({name, *self._receiving()})
             self.worker.add_port(port)
@@ -263,6 +267,7 @@ class Daemon:
 
     def _round(self) -> set[str]:
         """Bring the surroundings in line once more; return the gateways and real servers."""
+        self._reconcile_ports(self.director.host)
         self._reconcile()
         addresses = {server.server.address for each in self.director.status() for server in each.servers}
         addresses.update(route.gateway for route in self.director.host.routes if route.gateway)
