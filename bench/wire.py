@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import os
 import socket
 import statistics
 import sys
@@ -38,7 +39,7 @@ from bench.forwarders import (
 )
 from bench.generator import Generator, LiveFrames, SocketFrames, udp_frame
 from bench.meter import Meter
-from bench.topology import DROP_ALL, BenchError, Topology
+from bench.topology import DROP_ALL, BenchError, Topology, require_tools
 
 TRIAL = 0.25  # s of traffic per trial
 TOLERANCE = 0.005  # loss that still counts as lossless
@@ -304,6 +305,9 @@ def alone(say: report.Progress) -> Iterator[None]:
 
 def measure(options: argparse.Namespace, say: report.Progress) -> dict[str, Any]:
     """Run everything; return facts, records and notes."""
+    require_tools()
+    if (os.cpu_count() or 1) <= max(options.cpus):
+        raise BenchError(f"processors {options.cpus[0]} and {options.cpus[1]} are needed; name others with --cpus")
     result: dict[str, Any] = {"facts": report.facts(), "options": vars(options), "notes": []}
     notes: list[str] = result["notes"]
     lacking = missing()
