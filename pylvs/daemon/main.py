@@ -63,6 +63,7 @@ class Daemon:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pylvs-control")
         self._vips = Vips()
         self._unopened: set[str] = set()
+        self._link_down = 0
         self._asked: dict[tuple[str, int], float] = {}
         self._last_refresh = 0.0
         self._heartbeat = (0, time.monotonic(), False)  # turns of the worker, when they last grew, whether we said so
@@ -195,7 +196,7 @@ class Daemon:
         links = {link.name: link for link in host.links if not link.loopback and link.mac != NO_MAC}
         for port in self.worker.ports.values():
             link = links.get(port.name)
-            if link is None or link.index != port.ifindex:
+            if link is None or link.index != port.ifindex or not port.bound:
                 self.worker.remove_port(port)
                 self._say(f"interface {port.name} is gone")
         present = {port.name for port in self.worker.ports.values()}
@@ -256,6 +257,10 @@ class Daemon:
     async def _refresh(self) -> None:
         """Every few seconds, have the kernel confirm the next hops in use: it does not see our traffic."""
         await self._do(self.director.sweep)
+        link_down = self.director.counters()["drops"].get("link_down", 0)
+        if link_down != self._link_down:  # an interface may have gone and come back unseen
+            self._link_down = link_down
+            await self._do(lambda: self._reconcile_ports(self.director.host))
         if self.beside.lingers:
             await self._do(self._reconcile)
         if time.monotonic() - self._last_refresh < REFRESH:

@@ -27,6 +27,7 @@ from livedirector import (
     until,
     works,
 )
+from pyroute2 import IPRoute
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption
 from scapy.layers.inet6 import ICMPv6DestUnreach, IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import ARP, Dot1Q, Ether
@@ -204,6 +205,22 @@ def test_an_interface_is_deleted_and_made_anew(net: HostNet, daemon: Daemon, lin
         assert works(net, "c", VIP[4], 80, 5)
         seen = [packet[TCP].flags for packet in tap.packets() if packet.haslayer(TCP)]
     assert sum("S" in flags for flags in seen) == 1 and not any("R" in flags for flags in seen), "the guard stands again"
+
+
+@pytest.mark.parametrize("link", ["d0", "d1"])
+def test_an_interface_leaves_and_comes_back_before_anybody_looks(net: HostNet, daemon: Daemon, link: str) -> None:
+    """With the same name and index, so that the host looks as before; the sockets are at nothing all the same."""
+    prefix = "10.0.0.1/24" if link == "d0" else "10.1.0.1/24"
+    with net.inside("c"), IPRoute() as there, open("/proc/thread-self/ns/net") as away, net.inside("d"), IPRoute() as here:
+        with open("/proc/thread-self/ns/net") as home:
+            index = here.link_lookup(ifname=link)[0]
+            here.link("set", index=index, net_ns_fd=away.fileno())
+            there.link("set", index=there.link_lookup(ifname=link)[0], net_ns_fd=home.fileno())
+            here.link("set", index=here.link_lookup(ifname=link)[0], state="up")
+    net.ip("d", f"addr add {prefix} dev {link}")
+    net.ip("d", "addr add fd00::1/64 dev d0; addr add fd01::1/64 dev d1", check=False)
+    works_again(net)
+    works_again(net, 6)
 
 
 def test_the_vip_s_link_gets_another_mac(net: HostNet, daemon: Daemon) -> None:
