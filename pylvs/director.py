@@ -97,6 +97,8 @@ class Director:
         self.table_size = 4096
         #: asked before a service is added; may refuse by raising `Refused`
         self.before_service: Callable[[Service], None] | None = None
+        #: told of a real server before it is added or changed
+        self.before_server: Callable[[ServiceKey, RealServer], None] | None = None
         self.cores = [
             _fastpath.Core(self._slots, connections, source.randbytes(16), compile_fib(self._host, {}, 1))
         ]
@@ -183,6 +185,8 @@ class Director:
             self.before_service(service)
         self._table.add_service(service)
         for server in service.servers:
+            if self.before_server is not None:
+                self.before_server(service.key, server)
             self._table.add_server(service.key, server)
         self._publish()
 
@@ -204,11 +208,15 @@ class Director:
 
     def add_server(self, key: ServiceKey, server: RealServer) -> None:
         """Add a real server to a service."""
+        if self.before_server is not None:
+            self.before_server(key, server)
         self._table.add_server(key, server)
         self._publish()
 
     def edit_server(self, key: ServiceKey, server: RealServer) -> None:
         """Change a real server; weight 0 quiesces it."""
+        if self.before_server is not None:
+            self.before_server(key, server)
         self._table.edit_server(key, server)
         self._publish()
 
@@ -293,6 +301,10 @@ class Director:
             )
             for entry in self._table
         ]
+
+    def lingering(self) -> list[tuple[ServiceKey, RealServer]]:
+        """Real servers taken out of their service (named by its key) that connections still use."""
+        return [(key, dest.server) for (key, _, _), dest in self._table.trash.items() if self._slots.get(dest.slot)[3]]
 
     def _server_status(self, entry: Entry, dest: Dest) -> ServerStatus:
         active, inactive, persistent, _, overloaded = self._slots.get(dest.slot)
