@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ def _numbers(name: str, value: Any, most: int) -> list[int]:
     """The first `most` numbers of a value; `ValueError` if there is none or something else is in the way."""
     if isinstance(value, int):
         return [int(value)]
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, list | tuple):
         value = " ".join(map(str, value))
     found: list[int] = []
     rest = value.strip() if isinstance(value, str) else ""
