@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 from pylvs.fib import unpacked
-from pylvs.forward._fastpath import TCP_STATES
+from pylvs.forward._fastpath import SCTP_STATES, TCP_STATES
 from pylvs.model import Connection
 
 PROTOCOL_NAMES = {0: "IP", 6: "TCP", 17: "UDP", 132: "SCTP"}
@@ -53,4 +53,6 @@ def state_name(proto: int, state: int, flags: int) -> str:
     """The kernel's spelling."""
     if flags & TEMPLATE:
         return "ASSURED" if state else "NONE"
-    return TCP_STATES[state] if proto == 6 else PROTOCOL_NAMES.get(proto, "NONE")
+    if proto == 6:
+        return TCP_STATES[state]
+    return SCTP_STATES[state] if proto == 132 else PROTOCOL_NAMES.get(proto, "NONE")

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from pylvs import conntrack, ipvsadm, proc
+from pylvs.estimator import LONGEST_DECAY, TICK_SECONDS, Counts, Estimate
 from pylvs.fib import compile_fib
 from pylvs.forward import _fastpath
 from pylvs.model import (
@@ -36,7 +37,7 @@ from pylvs.model import (
     endpoint,
     service_name,
 )
-from pylvs.services import Dest, ServiceTable
+from pylvs.services import Dest, Entry, ServiceTable
 from pylvs.settings import Settings
 
 #: seconds by TCP state, in the order of `_fastpath.TCP_STATES`
@@ -79,6 +80,8 @@ class Director:
         self._clock = clock
         self._time = _nanoseconds(now)
         self._next_sweep = self.now + SWEEP_SECONDS
+        self._next_look = self.now + TICK_SECONDS
+        self._estimates: dict[tuple[str, int], Estimate] = {}
         self._slots = _fastpath.Slots()
         self._table = ServiceTable(self._slots, self._slot_freed)
         self._link_ids: dict[str, int] = {}
@@ -99,7 +102,7 @@ class Director:
         self.cores = [
             _fastpath.Core(self._slots, connections, source.randbytes(16), compile_fib(self._host, {}, 1))
         ]
-        self.settings = Settings(lambda name: self._tune())
+        self.settings = Settings(lambda name: self._tune(), lambda: any(core.short_of_memory for core in self.cores))
         self._tune()
         self.configure(
             interfaces=interfaces or {},
@@ -196,18 +199,16 @@ class Director:
 
     def delete_service(self, key: ServiceKey) -> None:
         """Delete a virtual service; connections stay until they expire, or are flushed with expire_nodest_conn."""
-        orphans = list(self._table.get(key).dests)
         self._table.delete_service(key, self.now)
         self._publish()
-        self._flush_orphans(orphans)
+        self._flush_orphans()
 
     def flush(self) -> None:
         """Delete all virtual services."""
-        orphans = [dest for entry in self._table for dest in entry.dests]
         for key in list(self._table.entries):
             self._table.delete_service(key, self.now)
         self._publish()
-        self._flush_orphans(orphans)
+        self._flush_orphans()
 
     def add_server(self, key: ServiceKey, server: RealServer) -> None:
         """Add a real server to a service."""
@@ -225,17 +226,14 @@ class Director:
 
     def delete_server(self, key: ServiceKey, address: str, port: int) -> None:
         """Take a real server out of a service."""
-        entry = self._table.get(key)
-        dest = entry.find(address, port)
         self._table.delete_server(key, address, port, self.now)
         self._publish()
-        self._flush_orphans([dest] if dest else [])
+        self._flush_orphans()
 
-    def _flush_orphans(self, dests: Sequence[Dest]) -> None:
+    def _flush_orphans(self) -> None:
         if self.settings["expire_nodest_conn"]:
-            for dest in dests:
-                for core in self.cores:
-                    core.flush_dest(dest.slot)
+            for core in self.cores:
+                core.flush_unavailable()
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -257,6 +255,7 @@ class Director:
         self._table.published()
 
     def _slot_freed(self, kind: str, slot: int) -> None:
+        self._estimates.pop((kind, slot), None)
         for core in self.cores:
             if kind == "dest":
                 core.clear_dest(slot)
@@ -284,7 +283,7 @@ class Director:
         seconds[1] = self._timeouts.tcp
         seconds[4] = self._timeouts.tcpfin
         for core in self.cores:
-            core.tune([1000 * each for each in seconds], 1000 * self._timeouts.udp, dict(self.settings))
+            core.tune([1000 * each for each in seconds], 1000 * self._timeouts.udp, self.settings)
 
     # ------------------------------------------------------------------------------------------------ what it reports
 
@@ -302,8 +301,8 @@ class Director:
         return [
             ServiceStatus(
                 service=entry.service,
-                servers=tuple(self._server_status(dest) for dest in entry.dests),
-                stats=self._stats("service_counters", entry.slot),
+                servers=tuple(self._server_status(entry, dest) for dest in entry.dests),
+                stats=self._estimate("service", entry.slot).stats(),
             )
             for entry in self._table
         ]
@@ -312,7 +311,7 @@ class Director:
         """Real servers taken out of their service (named by its key) that connections still use."""
         return [(key, dest.server) for (key, _, _), dest in self._table.trash.items() if self._slots.get(dest.slot)[3]]
 
-    def _server_status(self, dest: Dest) -> ServerStatus:
+    def _server_status(self, entry: Entry, dest: Dest) -> ServerStatus:
         active, inactive, persistent, _, overloaded = self._slots.get(dest.slot)
         return ServerStatus(
             server=dest.server,
@@ -320,16 +319,47 @@ class Director:
             inactive=inactive,
             persistent=persistent,
             overloaded=overloaded,
-            stats=self._stats("dest_counters", dest.slot),
+            stats=self._estimate("dest", dest.slot, entry.slot).stats(),
         )
 
-    def _stats(self, reader: str, *slot: int) -> Stats:
-        sums = [sum(column) for column in zip(*(getattr(core, reader)(*slot) for core in self.cores), strict=True)]
-        return Stats(conns=sums[0], inpkts=sums[1], outpkts=sums[2], inbytes=sums[3], outbytes=sums[4])
-
     def totals(self) -> Stats:
-        """Counters over all services."""
-        return self._stats("counters")
+        """Counters and rates over all services, as of the last look."""
+        return self._estimate("total", 0).stats()
+
+    # ------------------------------------------------------------------------------------------------- what it counts
+
+    def _estimate(self, kind: str, slot: int, owner: object = None) -> Estimate:
+        """The estimator of a service, a real server or of everything; another service's server starts from zero."""
+        found = self._estimates.get((kind, slot))
+        if found is None:
+            found = self._estimates[kind, slot] = Estimate(owner)
+        elif found.owner != owner:
+            found.owner = owner
+            found.zero()
+        return found
+
+    def _watched(self) -> Iterator[tuple[Estimate, Counts]]:
+        """All estimators at work, and what their counters say now."""
+        cores = self.cores
+        yield self._estimate("total", 0), _sum([core.counters() for core in cores])
+        for entry in self._table:
+            slot = entry.slot
+            yield self._estimate("service", slot), _sum([core.service_counters(slot) for core in cores])
+            for dest in entry.dests:
+                counts = _sum([core.dest_counters(dest.slot) for core in cores])
+                yield self._estimate("dest", dest.slot, slot), counts
+
+    def look(self) -> None:
+        """Every two seconds, estimate rates (unless `run_estimation` is 0); ticks that were missed are made up for."""
+        due = int((self.now - self._next_look) // TICK_SECONDS) + 1
+        if due <= 0:
+            return
+        self._next_look += due * TICK_SECONDS
+        if not self.settings["run_estimation"]:
+            return
+        for estimate, counts in self._watched():
+            for _ in range(min(due, LONGEST_DECAY)):
+                estimate.look(counts)
 
     def connections(self) -> list[Connection]:
         """The entries of the connection table."""
@@ -354,24 +384,31 @@ class Director:
         }
 
     def zero(self, key: ServiceKey | None = None) -> None:
-        """Set the counters of one service, or of everything, to zero."""
+        """Set the counters and rates of one service, or of everything, to zero, as of the estimator's last look."""
         entries = [self._table.get(key)] if key is not None else list(self._table)
         for entry in entries:
-            for core in self.cores:
-                core.zero(entry.slot, [dest.slot for dest in entry.dests])
+            self._estimate("service", entry.slot).zero()
+            for dest in entry.dests:
+                self._estimate("dest", dest.slot, entry.slot).zero()
         if key is None:
-            for core in self.cores:
-                core.zero(None, [])
+            self._estimate("total", 0).zero()
 
     def proc(self, name: str) -> str:
-        """The text of ``/proc/net/NAME``: ip_vs, ip_vs_conn or ip_vs_stats; `KeyError` for another name."""
-        if name == "ip_vs":
-            return proc.ip_vs(self.status(), self.table_size)
-        if name == "ip_vs_conn":
-            return proc.ip_vs_conn(self.connections())
-        if name == "ip_vs_stats":
-            return proc.ip_vs_stats(self.totals())
-        raise KeyError(f"{name}: known are ip_vs, ip_vs_conn and ip_vs_stats")
+        """The text of ``/proc/net/NAME``; `KeyError` for a name that is not in `proc.NAMES`."""
+        match name:
+            case "ip_vs":
+                return proc.ip_vs(self.status(), self.table_size)
+            case "ip_vs_app":
+                return proc.ip_vs_app(bool(self.settings["ip_vs_ftp"]))
+            case "ip_vs_conn":
+                return proc.ip_vs_conn(self.connections())
+            case "ip_vs_conn_sync":
+                return proc.ip_vs_conn_sync(self.connections())
+            case "ip_vs_stats":
+                return proc.ip_vs_stats(self.totals())
+            case "ip_vs_stats_percpu":
+                return proc.ip_vs_stats_percpu(self.totals(), [core.counters() for core in self.cores])
+        raise KeyError(f"{name}: known are {', '.join(proc.NAMES)}")
 
     def ipvsadm(self, args: str | Sequence[str], stdin: str | None = None) -> ipvsadm.Result:
         """Run an ipvsadm command line; never raises for what the user wrote."""
@@ -404,7 +441,9 @@ class Director:
         self.sweep()
 
     def sweep(self) -> None:
-        """Once a minute, free the slots of deleted real servers that no connection uses any more."""
+        """What time brings to the control plane, asked once a second or more often: every two seconds a look at the
+        counters; every minute, slots of deleted real servers that no connection uses any more are freed."""
+        self.look()
         if self.now >= self._next_sweep:
             self._next_sweep = self.now + SWEEP_SECONDS
             self._table.sweep(self.now)
@@ -429,6 +468,14 @@ class Director:
 
     def _service_name(self, slot: int) -> str | None:
         return next((service_name(entry.service.key) for entry in self._table if entry.slot == slot), None)
+
+
+def _sum(counts: Sequence[Counts]) -> Counts:
+    """Of all workers."""
+    if len(counts) == 1:
+        return counts[0]
+    a, b, c, d, e = (sum(column) for column in zip(*counts, strict=True))
+    return a, b, c, d, e
 
 
 def _nanoseconds(seconds: float) -> int:

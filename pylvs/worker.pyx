@@ -193,7 +193,7 @@ cdef void run(Loop* loop) noexcept nogil:
             loop.noticed = loop.plane.needs_head
             write(loop.notify, &one, 8)
         loop.turns += 1
-        if not busy:
+        if not busy and not loop.plane.flush_next:
             idle(loop)
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aiohttp import web
 
+from pylvs.proc import NAMES as PROC_NAMES
+
 if TYPE_CHECKING:
     from pylvs.daemon.main import Daemon
 
@@ -73,6 +75,12 @@ def application(daemon: Daemon) -> web.Application:
     async def counters(request: web.Request) -> web.Response:
         return _json(await daemon.ask(lambda director: director.counters()))
 
+    async def proc(request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in PROC_NAMES:
+            raise web.HTTPNotFound(reason=f"known are {', '.join(PROC_NAMES)}")
+        return _json({"name": name, "text": await daemon.ask(lambda director: director.proc(name))})
+
     async def status(request: web.Request) -> web.Response:
         return _json(await daemon.ask(lambda director: daemon.describe()))
 
@@ -83,6 +91,7 @@ def application(daemon: Daemon) -> web.Application:
             web.get("/v1/services", services),
             web.get("/v1/connections", connections),
             web.get("/v1/counters", counters),
+            web.get("/v1/proc/{name}", proc),
             web.get("/v1/status", status),
         ]
     )

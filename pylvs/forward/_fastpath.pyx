@@ -11,40 +11,51 @@ from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from pylvs.forward cimport crc32c as crc
 from pylvs.forward._sys cimport acquire, load32, release
 from pylvs.forward.conn cimport Conn, expire
+from pylvs.forward.defence cimport Defence, defend
 from pylvs.forward.fib cimport (
     MAX_LINKS, NO_LINK, Fib as FibStruct, FibLink, FibNeighbour, FibRange, FibRoute, neighbour_slot,
 )
 from pylvs.forward.mailbox cimport (
-    ADOPT_FIB, ADOPT_SNAPSHOT, DUMP, FLUSH_DEST, TUNE, ZERO, Command, Mailbox, execute, post,
+    ADOPT_FIB, ADOPT_SNAPSHOT, DUMP, FLUSH, TUNE, ZERO, Command, Mailbox, execute, flush_slice, post,
 )
-from pylvs.forward.packet cimport LAST_REASON, TCP, Frame
+from pylvs.forward.packet cimport LAST_REASON, SCTP, TCP, Frame
 from pylvs.forward.pipeline cimport BATCH, Result, process_batch
 from pylvs.forward.plane cimport (
     ARENA_SIZE, HEADROOM, HELD_FRAMES, HELD_SIZE, NEEDS, OUT_CAPACITY, DestLocal, Plane, Settings, TxFrame, retry_held,
 )
+from pylvs.forward.sctp cimport LAST_EVENT, LAST_SCTP_STATE, next_sctp
 from pylvs.forward.snapshot cimport (
     MAX_DESTS, MAX_SERVICES, NO_SLOT, DestSlot, Entry, MarkRule, ServiceSlot, Snapshot as SnapshotStruct, Svc,
     address_slot, mark_address,
 )
-from pylvs.forward.state cimport LAST_TCP_STATE, Timeouts, default_timeouts
+from pylvs.forward.state cimport LAST_TCP_STATE, SECURE, Timeouts, default_timeouts, next_tcp
 from pylvs.forward.stats cimport Counters, Totals
 
 VERDICTS = ("", "forward", "pass", "reply", "drop", "held")
 REASONS = (
     "", "truncated", "bad_length", "bad_version", "bad_checksum", "bad_offload", "header_chain", "fragment",
     "dest_gone", "ttl_exceeded", "too_big", "no_route", "no_neighbour", "table_full", "no_server", "link_down",
-    "tx_full", "icmp_limited", "martian",
+    "tx_full", "icmp_limited", "martian", "drop_packet",
 )
 assert len(REASONS) == LAST_REASON
 TCP_STATES = (
     "NONE", "ESTABLISHED", "SYN_SENT", "SYN_RECV", "FIN_WAIT", "TIME_WAIT", "CLOSE", "CLOSE_WAIT", "LAST_ACK",
     "LISTEN", "SYNACK",
 )
+SCTP_STATES = (
+    "NONE", "INIT1", "INIT", "C-SENT", "C-REPLIED", "C-WAIT", "COOKIE", "C-ECHOED", "ESTABLISHED", "S-SENT",
+    "S-RECEIVED", "S-ACK-SENT", "REJECTED", "CLOSED",
+)
 DEST_CAPACITY = MAX_DESTS
 SERVICE_CAPACITY = MAX_SERVICES
 LINK_CAPACITY = MAX_LINKS
+
+
+cdef enum:
+    FLUSH_SLICE = 4096  # entries that a worker looks at between two batches
 
 
 cdef int run_batch(Plane* plane, Frame* frames, int count, uint64_t now, Result* results) noexcept nogil:
@@ -58,9 +69,13 @@ cdef void begin(Plane* plane) noexcept nogil:
 
 
 cdef void run_timers(Plane* plane, uint64_t now, bint exact, int budget) noexcept nogil:
-    """Expire connections and see to held frames; what falls due is in the outbox."""
+    """Expire connections, defend the table and see to held frames; what falls due is in the outbox."""
     plane.now = now
     expire(&plane.table, now, exact, budget)
+    if now >= plane.defence.next_tick or plane.defence.unseen:
+        defend(&plane.defence, &plane.table, now, <uint32_t>budget)
+    if plane.flush_next:
+        flush_slice(plane, FLUSH_SLICE if not exact else 0xFFFFFFFF)
     if plane.held_count:
         retry_held(plane)
 
@@ -351,6 +366,8 @@ cdef class Core:
         for i in range(HELD_FRAMES):
             p.held[i].buffer = <uint8_t*>reserve(HELD_SIZE)
         default_timeouts(&p.timeouts)
+        memcpy(&p.defence.random, <const uint8_t*>key, 8)
+        p.defence.random |= 1
         p.settings.conn_reuse_mode = 1
         p.settings.pmtu_disc = 1
         p.icmp_tokens = 1000000000
@@ -400,34 +417,51 @@ cdef class Core:
         self._post(&command)
         self.fib = fib
 
-    def tune(self, list tcp, uint64_t udp, dict settings):
+    def tune(self, list tcp, uint64_t udp, settings):
         """Set all timeouts (milliseconds, TCP by state) and the settings that the core knows."""
         cdef Command command
         cdef Timeouts timeouts
         cdef Settings s
+        cdef Defence defence
         cdef int i
+        default_timeouts(&timeouts)
         for i in range(<int>LAST_TCP_STATE):
             timeouts.tcp[i] = tcp[i]
         timeouts.udp = <uint32_t>udp
-        s.sloppy_tcp = settings["sloppy_tcp"]
-        s.expire_nodest_conn = settings["expire_nodest_conn"]
-        s.conn_reuse_mode = settings["conn_reuse_mode"]
-        s.nat_icmp_send = settings["nat_icmp_send"]
-        s.pmtu_disc = settings["pmtu_disc"]
-        s.expire_quiescent_template = settings["expire_quiescent_template"]
+        memset(&defence, 0, sizeof(defence))
+        defence.amemthresh = settings["amemthresh"]
+        defence.am_droprate = settings["am_droprate"]
+        defence.drop_entry = settings["drop_entry"]
+        defence.drop_packet = settings["drop_packet"]
+        defence.secure_tcp = settings["secure_tcp"]
+        s.sloppy_sctp = settings["sloppy_sctp"] != 0
+        s.sloppy_tcp = settings["sloppy_tcp"] != 0
+        s.expire_nodest_conn = settings["expire_nodest_conn"] != 0
+        s.conn_reuse_mode = <uint32_t>(settings["conn_reuse_mode"] & 0xFFFFFFFF)
+        s.nat_icmp_send = settings["nat_icmp_send"] != 0
+        s.pmtu_disc = settings["pmtu_disc"] != 0
+        s.expire_quiescent_template = settings["expire_quiescent_template"] != 0
         memset(&command, 0, sizeof(command))
         command.kind = TUNE
         command.pointer = &timeouts
         command.other = &s
+        command.third = &defence
         self._post(&command)
 
-    def flush_dest(self, uint32_t slot):
-        """Remove the connections of one real server."""
+    @property
+    def short_of_memory(self):
+        """Are fewer entries of the connection table free than `amemthresh` asks for? Looked at once a second."""
+        return bool(self.plane.defence.short_of_memory)
+
+    def flush_unavailable(self):
+        """Remove the connections of deleted real servers: a worker does it in slices between its batches, without one it
+        is done on return."""
         cdef Command command
         memset(&command, 0, sizeof(command))
-        command.kind = FLUSH_DEST
-        command.first = slot
+        command.kind = FLUSH
         self._post(&command)
+        if not acquire(&self.box.attached):
+            flush_slice(self.plane, 0xFFFFFFFF)
 
     def zero(self, slot, list dests):
         """Set counters to zero: those of a service and its real servers; slot None: the totals."""
@@ -620,6 +654,23 @@ cdef class Core:
         free(lengths)
         free(links)
         return spent, done
+
+
+def crc32c(bytes data):
+    """The CRC32c of `data`, as a number."""
+    return ~crc.crc32c(<const uint8_t*>data, <uint32_t>len(data), 0xFFFFFFFF) & 0xFFFFFFFF
+
+
+def next_state(uint8_t protocol, uint8_t state, uint8_t direction, uint8_t event, bint secure=False):
+    """The state tables: `direction` 0 from the client, 1 from the server, 2 from the client with replies unseen;
+    `event` is the flags of a TCP segment, or for SCTP a row of its table."""
+    if direction > 2 or state >= (LAST_TCP_STATE if protocol == TCP else LAST_SCTP_STATE):
+        raise ValueError("no such direction or state")
+    if protocol == TCP:
+        return next_tcp(state, direction + (SECURE if secure else 0), event)
+    if protocol != SCTP or event >= LAST_EVENT:
+        raise ValueError("no such protocol or event")
+    return next_sctp(state, direction, event)
 
 
 cdef bytes _address(const uint8_t* address):

@@ -297,6 +297,16 @@ cdef inline void outdate(ConnTable* t, uint32_t index) noexcept nogil:
     head[0] = index << 1
 
 
+cdef inline void evict(ConnTable* t, uint32_t index, bint whole) noexcept nogil:
+    """Remove a connection before its time, and what controlled it if that controls nobody else: always if `whole`, else
+    only what is no assured template."""
+    cdef uint32_t control = t.pool[index].control
+    remove(t, index)
+    if control and not t.pool[control].controlled:
+        if whole or not (t.pool[control].flags & F_TEMPLATE and t.pool[control].state & 1):
+            remove(t, control)
+
+
 cdef inline void touch(Conn* c, uint64_t now) noexcept nogil:
     """Start the timer anew; the wheel finds out by itself."""
     c.expires = now + <uint64_t>c.timeout * 1000000

@@ -26,12 +26,14 @@ cdef enum:
     # (type << 8) | code
     UNREACHABLE_PORT4 = 0x0303
     UNREACHABLE_HOST4 = 0x0301
+    UNREACHABLE_PROTOCOL4 = 0x0302
     FRAG_NEEDED = 0x0304
     TIME_EXCEEDED4 = 0x0B00
     UNREACHABLE_PORT6 = 0x0104
     UNREACHABLE_ADDRESS6 = 0x0103
     PACKET_TOO_BIG = 0x0200
     TIME_EXCEEDED6 = 0x0300
+    UNKNOWN_HEADER6 = 0x0401
 
 
 cdef inline bint may_complain(Frame* frame, Flow* flow) noexcept nogil:
@@ -142,6 +144,17 @@ cdef inline int complain_port(
 ) noexcept nogil:
     """Port unreachable: what the kernel says when no real server is available."""
     return complain(plane, frame, flow, UNREACHABLE_PORT4 if flow.family == 4 else UNREACHABLE_PORT6, 0, source, reason)
+
+
+cdef inline int complain_protocol(
+    Plane* plane, Frame* frame, Flow* flow, const uint8_t* source, uint8_t* reason
+) noexcept nogil:
+    """Protocol unreachable, as a host says that does not speak it; IPv6 points at the field that names the protocol."""
+    if flow.family == 4:
+        return complain(plane, frame, flow, UNREACHABLE_PROTOCOL4, 0, source, reason)
+    if flow.l4 != flow.l3 + 40:
+        return DROP
+    return complain(plane, frame, flow, UNKNOWN_HEADER6, 6, source, reason)
 
 
 cdef struct Embedded:

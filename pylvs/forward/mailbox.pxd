@@ -9,7 +9,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pylvs.forward._sys cimport acquire, release
-from pylvs.forward.conn cimport Conn, remove
+from pylvs.forward.conn cimport Conn, evict
+from pylvs.forward.defence cimport Defence, update
 from pylvs.forward.fib cimport Fib
 from pylvs.forward.pick cimport move_cursor
 from pylvs.forward.plane cimport Plane, Settings, retry_held
@@ -27,9 +28,9 @@ cdef enum CommandKind:
     ADOPT_SNAPSHOT  # pointer: Snapshot
     ADOPT_FIB  # pointer: Fib
     DUMP  # pointer: array of Conn; first: index; count: places. -> first: next index (0: end), count: filled
-    FLUSH_DEST  # first: slot; remove its connections
+    FLUSH  # start to remove the connections of deleted real servers; `flush_slice` does it
     ZERO  # first: service slot, or NO_SLOT for everything; pointer: array of dest slots, count of them
-    TUNE  # pointer: Timeouts; other: Settings
+    TUNE  # pointer: Timeouts; other: Settings; third: Defence, of which the administrator's part counts
     STOP  # for the worker
     ADD_PORT  # for the worker: pointer
     REMOVE_PORT  # for the worker: pointer
@@ -39,6 +40,7 @@ cdef struct Command:
     int kind
     void* pointer
     void* other
+    void* third
     uint32_t first
     uint32_t count
 
@@ -86,12 +88,27 @@ cdef inline void dump(Plane* plane, Command* command) noexcept nogil:
     command.count = filled
 
 
-cdef inline void flush_dest(Plane* plane, uint32_t dest) noexcept nogil:
-    cdef uint32_t index
-    for index in range(1, plane.table.fresh):
-        if plane.table.pool[index].family and plane.table.pool[index].dest == dest:
-            if not plane.table.pool[index].controlled:
-                remove(&plane.table, index)
+cdef inline void flush_slice(Plane* plane, uint32_t budget) noexcept nogil:
+    """Look at `budget` more entries for those whose real server was deleted; they go, with what controls them alone."""
+    cdef uint32_t index = plane.flush_next
+    cdef Conn* c
+    while index < plane.table.fresh and budget:
+        c = &plane.table.pool[index]
+        if c.family and c.dest != NO_SLOT and not c.controlled and not plane.slots[c.dest].available:
+            evict(&plane.table, index, True)
+        index += 1
+        budget -= 1
+    plane.flush_next = index if index < plane.table.fresh else 0
+
+
+cdef inline void tune_defence(Plane* plane, Defence* new) noexcept nogil:
+    """Take over the administrator's part."""
+    plane.defence.amemthresh = new.amemthresh
+    plane.defence.am_droprate = new.am_droprate
+    plane.defence.drop_entry = new.drop_entry
+    plane.defence.drop_packet = new.drop_packet
+    plane.defence.secure_tcp = new.secure_tcp
+    update(&plane.defence, &plane.table)
 
 
 cdef inline void zero(Plane* plane, Command* command) noexcept nogil:
@@ -113,13 +130,14 @@ cdef inline void execute(Plane* plane, Command* command) noexcept nogil:
         plane.fib = <Fib*>command.pointer
     elif command.kind == DUMP:
         dump(plane, command)
-    elif command.kind == FLUSH_DEST:
-        flush_dest(plane, command.first)
+    elif command.kind == FLUSH:
+        plane.flush_next = 1
     elif command.kind == ZERO:
         zero(plane, command)
     elif command.kind == TUNE:
         plane.timeouts = (<Timeouts*>command.pointer)[0]
         plane.settings = (<Settings*>command.other)[0]
+        tune_defence(plane, <Defence*>command.third)
 
 
 cdef inline void post(Mailbox* box, Plane* plane, Command* command) noexcept nogil:

@@ -2,17 +2,19 @@
 
 Client to server: destination VIP:vport becomes RIP:rport. Server to client: source RIP:rport becomes VIP:vport. A UDP
 checksum of zero ("none") is replaced by a computed one in both directions, and a computed zero is written as 0xffff
-(RFC 768), as the kernel does. Offloaded frames carry only the pseudo-header sum, which ports are no part of.
+(RFC 768), as the kernel does. Offloaded frames carry only the pseudo-header sum, which ports are no part of. SCTP's
+checksum covers no addresses: it is computed anew where the port changes, and only there.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from pylvs.forward cimport checksum, offload
+from pylvs.forward cimport checksum, crc32c, offload
+from pylvs.forward._sys cimport unlikely
 from pylvs.forward.conn cimport Conn
 from pylvs.forward.fib cimport Hop
 from pylvs.forward.fragment cimport send_fitting
-from pylvs.forward.packet cimport TCP, UDP, Flow, Frame, address_size, put16, wire_address
+from pylvs.forward.packet cimport SCTP, TCP, UDP, Flow, Frame, address_size, be16, put16, wire_address
 from pylvs.forward.plane cimport Plane
 
 
@@ -44,6 +46,14 @@ cdef inline void fix_l4(Frame* frame, Flow* flow, uint16_t address_delta, uint16
         checksum.put_short(field, 0xFFFF)
 
 
+cdef inline void renumber_sctp(Frame* frame, Flow* flow, uint32_t at, uint16_t port) noexcept nogil:
+    """Write the port at offset `at` of an SCTP packet."""
+    cdef uint8_t* p = frame.data + flow.l4
+    if be16(p + at) != port:
+        put16(p + at, port)
+        crc32c.seal(p, flow.end - flow.l4)
+
+
 cdef inline void rewrite_in(Frame* frame, Flow* flow, Conn* c) noexcept nogil:
     """Client to server: VIP:vport -> RIP:rport."""
     cdef uint8_t* ip = frame.data + flow.l3
@@ -52,6 +62,9 @@ cdef inline void rewrite_in(Frame* frame, Flow* flow, Conn* c) noexcept nogil:
         checksum.update(ip + 10, c.address_delta)
     else:
         memcpy(ip + 24, c.daddr, 16)
+    if unlikely(flow.proto == SCTP):
+        renumber_sctp(frame, flow, 2, c.dport)
+        return
     put16(frame.data + flow.l4 + 2, c.dport)
     fix_l4(frame, flow, c.address_delta, c.port_delta)
 
@@ -64,6 +77,9 @@ cdef inline void rewrite_out(Frame* frame, Flow* flow, Conn* c) noexcept nogil:
         checksum.update(ip + 10, <uint16_t>~c.address_delta)
     else:
         memcpy(ip + 8, c.vaddr, 16)
+    if unlikely(flow.proto == SCTP):
+        renumber_sctp(frame, flow, 0, c.vport)
+        return
     put16(frame.data + flow.l4, c.vport)
     fix_l4(frame, flow, <uint16_t>~c.address_delta, <uint16_t>~c.port_delta)
 

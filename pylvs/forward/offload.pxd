@@ -7,9 +7,9 @@ pass both on with their metadata (virtio 1.1 §5.1.6); a tunnel cannot, so its i
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pylvs.forward cimport checksum
+from pylvs.forward cimport checksum, crc32c
 from pylvs.forward.packet cimport (
-    FIN, NEEDS_CSUM, TCP, UDP, Flow, Frame, address_size, be16, be32, put16, put32,
+    FIN, NEEDS_CSUM, SCTP, TCP, UDP, Flow, Frame, address_size, be16, be32, put16, put32,
 )
 from pylvs.forward.plane cimport HEADROOM, Plane, scratch
 
@@ -71,6 +71,16 @@ cdef inline void finish_checksum(uint8_t* packet, Flow* flow, uint32_t size) noe
     if value == 0 and flow.proto == UDP:
         value = 0xFFFF
     checksum.put_short(field, value)
+
+
+cdef inline void finish_sctp(Frame* frame, Flow* flow) noexcept nogil:
+    """Compute an SCTP checksum that was left to the card; offload metadata can ask for Internet checksums only."""
+    if not is_partial(frame, flow):
+        return
+    crc32c.seal(frame.data + flow.l4, flow.end - flow.l4)
+    frame.offload.flags &= <uint8_t>~NEEDS_CSUM
+    frame.offload.csum_start = 0
+    frame.offload.csum_offset = 0
 
 
 cdef inline uint32_t segment_count(Frame* frame, Flow* flow) noexcept nogil:

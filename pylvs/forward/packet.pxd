@@ -43,6 +43,7 @@ cdef enum DropReason:
     TX_FULL  # the egress socket took no more
     ICMP_LIMITED  # an ICMP error of our own was due, but too many were sent lately
     MARTIAN  # a source address that no client can have: ours, loopback, multicast, unspecified
+    DEFENCE  # a new connection that the setting drop_packet sacrificed
     LAST_REASON
 
 

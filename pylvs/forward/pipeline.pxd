@@ -14,21 +14,25 @@ from pylvs.forward.conn cimport (
     F_INACTIVE, F_NO_OUTPUT, F_ONE_PACKET, F_TEMPLATE, NOBODY, SIDE_CLIENT, SIDE_NONE, SIDE_SERVER, Conn,
     allocate, bind, find, find_template, hang, hash_of, insert, outdate, remove, set_state, touch,
 )
+from pylvs.forward.defence cimport drops_packet
 from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is_martian, resolve
 from pylvs.forward.packet cimport (
-    ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, CONTINUE, DEST_GONE, DROP, FLOW, FORWARD, FRAGMENT, HELD, ICMP_ECHO,
-    ICMP_ERROR, LATER_FRAGMENT, MARTIAN, NO_REASON, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST, SYN,
-    TABLE_FULL, TCP, TOO_BIG, TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16,
-    ttl_of, wire_length,
+    ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, CONTINUE, DEFENCE, DEST_GONE, DROP, FLOW, FORWARD, FRAGMENT, HELD,
+    ICMP_ECHO, ICMP_ERROR, LATER_FRAGMENT, MARTIAN, NO_REASON, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST,
+    SCTP, SYN, TABLE_FULL, TCP, TRUNCATED, TOO_BIG, TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment,
+    is_mapped4, parse, same16, ttl_of, wire_length,
 )
 from pylvs.forward.pick cimport choose_server
 from pylvs.forward.plane cimport Plane, has_room, retry_held
+from pylvs.forward.sctp cimport (
+    CHUNK_ABORT, CHUNK_INIT, NO_CHUNK, NO_EVENT, SCTP_CLOSED, event_of, first_chunk, next_sctp,
+)
 from pylvs.forward.snapshot cimport (
     MASQ, NO_SLOT, ROUTE, TUNNEL, DestSlot, Entry, Svc, find_marked, find_service, is_nat_server, is_vip,
     mark_address,
 )
 from pylvs.forward.state cimport (
-    CLOSE, ESTABLISHED, INPUT, INPUT_ONLY, NONE, OUTPUT, TIME_WAIT, next_tcp,
+    CLOSE, ESTABLISHED, FIN_WAIT, INPUT, INPUT_ONLY, OUTPUT, TIME_WAIT, next_tcp,
 )
 from pylvs.forward.stats cimport Counters, count_in, count_out, count_verdict
 
@@ -93,9 +97,12 @@ cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Resul
     """A TCP, UDP or SCTP packet: of a connection, or the first of one."""
     cdef uint8_t side
     cdef uint32_t index = find(&plane.table, flow, h, &side)
-    if unlikely(frame.offload.gso_type or frame.offload.flags) and not offload.sane(frame, flow):
-        r.reason = BAD_OFFLOAD
-        return DROP
+    if unlikely(frame.offload.gso_type or frame.offload.flags):
+        if not offload.sane(frame, flow):
+            r.reason = BAD_OFFLOAD
+            return DROP
+        if flow.proto == SCTP:
+            offload.finish_sctp(frame, flow)
     if index and unlikely(plane.table.pool[index].expires <= plane.now) and not plane.table.pool[index].controlled:
         remove(&plane.table, index)  # its time came before the wheel did
         index = NOBODY
@@ -106,22 +113,34 @@ cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Resul
     return inbound(plane, frame, flow, index, r)
 
 
+cdef inline bint opens(Frame* frame, Flow* flow) noexcept nogil:
+    """Is this an attempt to open a connection, by its looks?"""
+    if flow.proto == TCP:
+        return flow.tcp_flags & SYN
+    return flow.proto == SCTP and first_chunk(frame, flow) == CHUNK_INIT
+
+
 cdef inline bint reusable(Plane* plane, Conn* c) noexcept nogil:
-    """May a new SYN start this finished connection anew (conn_reuse_mode)?"""
+    """May an attempt to open a connection start this finished one anew (conn_reuse_mode)?"""
+    cdef uint32_t mode = plane.settings.conn_reuse_mode
+    if mode == 0 or c.control != NOBODY:
+        return False
+    if c.proto == SCTP:
+        return c.state == SCTP_CLOSED
     return (
-        plane.settings.conn_reuse_mode != 0 and c.control == NOBODY and c.proto == TCP
-        and (c.state == TIME_WAIT or c.state == CLOSE)
+        c.state == TIME_WAIT or c.state == CLOSE or (mode & 2 and c.state == FIN_WAIT and c.flags & F_NO_OUTPUT)
     )
 
 
 cdef inline int inbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index, Result* r) noexcept nogil:
     """From the client, of a known connection."""
     cdef Conn* c = &plane.table.pool[index]
-    if unlikely(flow.proto == TCP and flow.tcp_flags & SYN) and not c.controlled:
+    if unlikely(opens(frame, flow)):
         if reusable(plane, c) or (
             plane.settings.expire_nodest_conn and c.dest != NO_SLOT and plane.slots[c.dest].weight == 0
         ):
-            remove(&plane.table, index)
+            if not c.controlled:  # else the new connection hides the old one
+                remove(&plane.table, index)
             return schedule(plane, frame, flow, r)
     r.conn = index
     r.dest = c.dest
@@ -136,14 +155,19 @@ cdef inline int inbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index, 
     return forward(plane, frame, flow, c, r)
 
 
-cdef inline void step(Plane* plane, Flow* flow, Conn* c, int direction) noexcept nogil:
+cdef inline void step(Plane* plane, Frame* frame, Flow* flow, Conn* c, int direction) noexcept nogil:
     """Move the protocol's state; the timeout is that of the state, as it is now."""
-    cdef uint8_t state
+    cdef uint8_t state, event
     if c.proto == TCP:
-        state = next_tcp(c.state, direction, flow.tcp_flags)
+        state = next_tcp(c.state, direction + plane.defence.secure, flow.tcp_flags)
         set_state(&plane.table, c, state, plane.timeouts.tcp[state], plane.now)
         if c.control and state == ESTABLISHED:
             plane.table.pool[c.control].state = 1  # the template is assured
+    elif unlikely(c.proto == SCTP):
+        event = event_of(frame, flow)
+        if event != NO_EVENT:
+            state = next_sctp(c.state, direction, event)
+            set_state(&plane.table, c, state, plane.timeouts.sctp[state], plane.now)
     else:
         set_state(&plane.table, c, ESTABLISHED, plane.timeouts.udp, plane.now)
         if c.control and direction == OUTPUT:
@@ -165,6 +189,12 @@ cdef inline void book_out(Plane* plane, uint32_t dest, uint32_t size) noexcept n
 # ------------------------------------------------------------------------------------------------- room 4: choose
 
 
+cdef inline bint begins_sctp(Plane* plane, Frame* frame, Flow* flow) noexcept nogil:
+    """May this SCTP packet begin a connection? INIT may; with sloppy_sctp all but ABORT and what has no whole chunk."""
+    cdef uint32_t chunk = first_chunk(frame, flow)
+    return chunk == CHUNK_INIT or (plane.settings.sloppy_sctp and chunk != CHUNK_ABORT and chunk != NO_CHUNK)
+
+
 cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
     """The first packet of a flow: find the service, pick a real server, create the connection."""
     cdef Svc* svc
@@ -174,13 +204,22 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
     cdef int verdict
     if flow.proto == TCP and (flow.tcp_flags & RST or (not flow.tcp_flags & SYN and not plane.settings.sloppy_tcp)):
         return leave(plane, frame, flow, r)
+    if flow.proto == SCTP and not begins_sctp(plane, frame, flow):
+        if first_chunk(frame, flow) == NO_CHUNK and is_vip(plane.snapshot, flow.dst):
+            r.reason = TRUNCATED
+            return DROP
+        return leave(plane, frame, flow, r)
     svc = NULL
     if plane.snapshot.mark_count:
         svc = find_marked(plane.snapshot, flow.family, flow.proto, flow.src, flow.dst, flow.dport)
     if svc is NULL:
         svc = find_service(plane.snapshot, flow.proto, flow.dst, flow.dport)
-    if svc is NULL or (flow.proto != TCP and flow.proto != UDP):
+    if svc is NULL:
         return leave(plane, frame, flow, r)
+    if unlikely(plane.defence.drop_rate) and drops_packet(&plane.defence):
+        r.service = svc.slot
+        r.reason = DEFENCE
+        return DROP
     if flow.sport == 20:  # FTP data of a real server is never scheduled
         return leave(plane, frame, flow, r)
     r.service = svc.slot
@@ -345,7 +384,7 @@ cdef inline int forward(Plane* plane, Frame* frame, Flow* flow, Conn* c, Result*
     """Client to server: count, move the state, send by the connection's method, restart the timer."""
     cdef int verdict
     book_in(plane, c.dest, flow.end - flow.l3)
-    step(plane, flow, c, INPUT_ONLY if c.flags & F_NO_OUTPUT else INPUT)
+    step(plane, frame, flow, c, INPUT_ONLY if c.flags & F_NO_OUTPUT else INPUT)
     verdict = send(plane, frame, flow, c, NULL, r)
     c.packets += 1
     touch(c, plane.now)
@@ -435,7 +474,7 @@ cdef inline int outbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index,
         return verdict
     book_out(plane, c.dest, flow.end - flow.l3)
     c.flags &= <uint32_t>~F_NO_OUTPUT
-    step(plane, flow, c, OUTPUT)
+    step(plane, frame, flow, c, OUTPUT)
     touch(c, plane.now)
     return nat.send_out(plane, frame, flow, c, &hop, &r.reason)
 
@@ -443,14 +482,19 @@ cdef inline int outbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index,
 # --------------------------------------------------------------------------------- what is not of any connection
 
 
+cdef inline bint ends(Frame* frame, Flow* flow) noexcept nogil:
+    """Is this a reset, or SCTP's ABORT?"""
+    if flow.proto == TCP:
+        return flow.tcp_flags & RST
+    return flow.proto == SCTP and first_chunk(frame, flow) == CHUNK_ABORT
+
+
 cdef inline int leave(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
     """Leave a packet to the host's stack, or stand in for it where it cannot see the packet.
 
     It cannot if the VIP is on none of its interfaces, or if the guard covers the packet: then a TCP segment gets a
-    reset, a datagram a port unreachable, and a packet that only passes through is routed on.
+    reset, a datagram a port unreachable, SCTP a protocol unreachable, and what only passes through is routed on.
     """
-    if flow.proto != TCP and flow.proto != UDP:
-        return PASS
     if is_vip(plane.snapshot, flow.dst):
         if is_local(plane.fib, flow.dst):
             if not plane.snapshot.guarded or find_service(plane.snapshot, flow.proto, flow.dst, flow.dport) is NULL:
@@ -458,11 +502,13 @@ cdef inline int leave(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcep
         if flow.proto == TCP:
             return answer.answer_reset(plane, frame, flow, &r.reason)
         r.reason = NO_SERVER
+        if flow.proto == SCTP:
+            return icmp.complain_protocol(plane, frame, flow, flow.dst, &r.reason)
         return icmp.complain_port(plane, frame, flow, flow.dst, &r.reason)
     if (plane.snapshot.guarded or plane.settings.nat_icmp_send) and is_nat_server(
         plane.snapshot, flow.proto, flow.src, flow.sport
     ):
-        if plane.settings.nat_icmp_send and not (flow.proto == TCP and flow.tcp_flags & RST):
+        if plane.settings.nat_icmp_send and not ends(frame, flow):
             return stray_reply(plane, frame, flow, r)
         if (plane.fib.forwarding4 if flow.family == 4 else plane.fib.forwarding6) and not is_local(plane.fib, flow.dst):
             return route_on(plane, frame, flow, r)

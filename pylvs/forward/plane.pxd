@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 
 from pylvs.forward._sys cimport acquire, likely, release, unlikely
 from pylvs.forward.conn cimport ConnTable
+from pylvs.forward.defence cimport Defence
 from pylvs.forward.fib cimport HOP_LOCAL, HOP_READY, HOP_UNRESOLVED, NO_LINK, Fib, Hop, resolve
 from pylvs.forward.packet cimport (
     DROP, FORWARD, HELD, LINK_DOWN, NO_NEIGHBOUR, NO_ROUTE, Frame, Offload, same16,
@@ -65,6 +66,7 @@ cdef struct DestLocal:
 
 cdef struct Settings:
     uint32_t sloppy_tcp
+    uint32_t sloppy_sctp
     uint32_t expire_nodest_conn
     uint32_t conn_reuse_mode
     uint32_t nat_icmp_send
@@ -76,6 +78,8 @@ cdef struct Plane:
     ConnTable table
     Timeouts timeouts
     Settings settings
+    Defence defence
+    uint32_t flush_next  # index at which the search for connections of deleted real servers goes on; 0: no search
     Snapshot* snapshot
     Fib* fib
     DestSlot* slots
