@@ -21,6 +21,8 @@ from pylvs.model import RealServer, Refused, Service, ServiceKey
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "fwm": 0}
 METHODS = {"masq": 0, "tunnel": 2, "route": 3}
+TUNNELS = {"ipip": 0, "gue": 1, "gre": 2}
+TUNNEL_CHECKSUMS = {"": 0, "csum": 1, "remcsum": 2}
 TRASH_SECONDS = 120.0
 
 #: (kind, cost, rule, step, top, epoch, fresh, level): see `Snapshot`
@@ -31,6 +33,7 @@ class Slots(Protocol):
     """The part of `_fastpath.Slots` that is used here."""
 
     def set(self, slot: int, available: bool, weight: int, upper: int, lower: int, clear_overload: bool) -> None: ...
+    def set_tunnel(self, slot: int, kind: int, port: int, flags: int) -> None: ...
     def get(self, slot: int) -> tuple[int, int, int, int, bool]: ...
     def clear(self, slot: int) -> None: ...
 
@@ -151,6 +154,7 @@ class ServiceTable:
         dest.server = server
         dest.idle_since = -1.0
         self._slots.set(dest.slot, True, server.weight, server.upper, server.lower, True)
+        self._set_tunnel(dest)
         entry.dests.insert(0, dest)
         self._changed(entry)
 
@@ -164,6 +168,7 @@ class ServiceTable:
         relieved = server.upper == 0 or server.upper > dest.server.upper
         dest.server = server
         self._slots.set(dest.slot, True, server.weight, server.upper, server.lower, relieved)
+        self._set_tunnel(dest)
         self._changed(entry)
 
     def delete_server(self, key: ServiceKey, address: str, port: int, now: float) -> None:
@@ -174,6 +179,10 @@ class ServiceTable:
             raise Refused(errno.ENOENT)
         self._discard(entry, dest, now)
         self._changed(entry)
+
+    def _set_tunnel(self, dest: Dest) -> None:
+        tunnel = dest.server.tunnel
+        self._slots.set_tunnel(dest.slot, TUNNELS[tunnel.type], tunnel.port, TUNNEL_CHECKSUMS[tunnel.checksum])
 
     def _check_server(self, server: RealServer) -> None:
         if server.lower > server.upper:

@@ -34,7 +34,8 @@ VERDICTS = ("", "forward", "pass", "reply", "drop", "held")
 REASONS = (
     "", "truncated", "bad_length", "bad_version", "bad_checksum", "bad_offload", "header_chain", "fragment",
     "dest_gone", "ttl_exceeded", "too_big", "no_route", "no_neighbour", "table_full", "no_server", "link_down",
-    "tx_full", "icmp_limited", "martian",
+    "tx_full", "icmp_limited", "martian", "fragment_overlap", "fragment_timeout", "fragment_flood", "bad_option",
+    "loopback_server",
 )
 assert len(REASONS) == LAST_REASON
 TCP_STATES = (
@@ -106,6 +107,13 @@ cdef class Slots:
         s.lower = lower
         if clear_overload:
             s.overloaded = 0
+
+    def set_tunnel(self, uint32_t slot, uint8_t kind, uint16_t port, uint8_t flags):
+        """Set how packets to it are wrapped: `kind` 0 ipip, 1 gue, 2 gre; `flags` 1 checksum, 2 remote checksum."""
+        cdef DestSlot* s = &self.slots[slot]
+        s.tun_type = kind
+        s.tun_flags = flags
+        s.tun_port = port
 
     def clear(self, uint32_t slot):
         """Make a slot fit for another real server."""

@@ -31,7 +31,7 @@ cdef enum DropReason:
     BAD_CHECKSUM  # IPv4 header or ICMP checksum
     BAD_OFFLOAD  # offload metadata that contradicts the frame
     HEADER_CHAIN  # too many IPv6 extension headers
-    FRAGMENT  # a fragment for a virtual service (not reassembled yet)
+    FRAGMENT  # a fragment that can be no part of a datagram, or is there twice
     DEST_GONE  # the connection's real server was deleted
     TTL_EXCEEDED  # and no ICMP error may be sent about it
     TOO_BIG  # larger than the path allows, and no ICMP error may be sent about it
@@ -43,6 +43,11 @@ cdef enum DropReason:
     TX_FULL  # the egress socket took no more
     ICMP_LIMITED  # an ICMP error of our own was due, but too many were sent lately
     MARTIAN  # a source address that no client can have: ours, loopback, multicast, unspecified
+    FRAGMENT_OVERLAP  # a datagram whose fragments overlap (RFC 5722)
+    FRAGMENT_TIMEOUT  # a datagram whose other fragments did not come in time
+    FRAGMENT_FLOOD  # pushed out by later ones, or cut into too many
+    BAD_OPTION  # IPv4 options that are malformed, or ask for source routing
+    LOOPBACK_SERVER  # NAT of a packet from outside to a loopback address
     LAST_REASON
 
 
@@ -99,6 +104,9 @@ cdef enum:
     ICMP6 = 58
     IPIP = 4
     IPV6IP = 41
+    GRE = 47
+    ESP = 50
+    AH = 51
 
     FIN = 0x01
     SYN = 0x02
@@ -106,6 +114,7 @@ cdef enum:
     ACK = 0x10
 
     NEEDS_CSUM = 1  # Offload.flags
+    GSO_WHOLE = 0x60  # Offload.gso_type, of our own making: a datagram that came in fragments
 
     MAX_EXTENSIONS = 8
 
@@ -363,7 +372,7 @@ cdef inline bint dont_fragment(Frame* frame, Flow* flow) noexcept nogil:
 cdef inline uint32_t wire_length(Frame* frame, Flow* flow) noexcept nogil:
     """Length of the IP packet, or of the largest segment that a super-frame stands for."""
     cdef uint32_t headers
-    if frame.offload.gso_type == 0:
+    if frame.offload.gso_type == 0 or frame.offload.gso_type == GSO_WHOLE:
         return flow.end - flow.l3
     headers = flow.l4 - flow.l3 + ((frame.data[flow.l4 + 12] >> 4) * 4 if flow.proto == TCP else 8)
     return headers + frame.offload.gso_size

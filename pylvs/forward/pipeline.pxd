@@ -254,6 +254,7 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
     cdef Hop* hop = hop_of(plane, c)
     cdef uint8_t outer_family = 4
     cdef uint32_t mtu = hop.mtu
+    cdef uint32_t room, taken
     if unlikely(hop.status != HOP_READY):
         if hop.status == HOP_NONE:
             r.reason = NO_ROUTE
@@ -267,11 +268,15 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
         decrement_ttl(frame, flow)
     if c.method == TUNNEL:
         outer_family = 4 if is_mapped4(c.daddr) else 6
-        mtu = mtu - tun.overhead(outer_family) if mtu > 68 + tun.overhead(outer_family) else 68
-    if unlikely(wire_length(frame, flow) > mtu) and dont_fragment(frame, flow):
+        mtu = tun.path_mtu(plane, c.dest, hop)
+        taken = tun.overhead(&plane.slots[c.dest], outer_family)
+        room = mtu - taken if mtu > 68 + taken else 68
+    else:
+        room = mtu
+    if unlikely(wire_length(frame, flow) > room) and dont_fragment(frame, flow):
         if flow.family == 6 or c.method != TUNNEL or plane.settings.pmtu_disc:
             r.reason = TOO_BIG
-            return icmp.complain_size(plane, frame, flow, mtu, flow.dst, &r.reason)
+            return icmp.complain_size(plane, frame, flow, room, flow.dst, &r.reason)
     if c.method == ROUTE:
         return dr.send(plane, frame, flow, hop, &r.reason)
     if c.method == MASQ:
@@ -279,7 +284,7 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
             icmp.translate_in(frame, flow, inner, c)
             return dr.send(plane, frame, flow, hop, &r.reason)
         return nat.send_in(plane, frame, flow, c, hop, &r.reason)
-    return tun.send(plane, frame, flow, outer_family, c.daddr, hop, &r.reason)
+    return tun.send(plane, frame, flow, c, outer_family, hop, mtu, &r.reason)
 
 
 cdef inline void reply_hop(Plane* plane, Flow* flow, Conn* c, Hop* hop) noexcept nogil:

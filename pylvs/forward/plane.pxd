@@ -27,6 +27,7 @@ cdef enum:
     HELD_FRAMES = 32
     HELD_SIZE = 66560
     HELD_NS = 3000000000
+    MAX_PIECES = 128  # fragments of one datagram
     NEEDS = 64  # a power of two
     HEADROOM = 128  # writable bytes that a port leaves in front of every frame
     ICMP_RATE = 1000  # ICMP errors of our own per second
@@ -61,6 +62,18 @@ cdef struct DestLocal:
     Counters counters
     Hop hop
     uint32_t service
+    uint32_t pmtu  # learnt from routers; 0: nothing learnt
+    uint64_t pmtu_expires
+
+
+cdef struct Whole:
+    # how the reassembled datagram at work came in
+    uint32_t count
+    uint16_t sizes[MAX_PIECES]  # payload bytes of its fragments, in order
+    uint32_t largest  # fragment, with its headers
+    uint32_t unfragmentable  # IPv6: the headers in front of the fragment header
+    uint32_t ident
+    bint df  # IPv4: the largest fragment had DF
 
 
 cdef struct Settings:
@@ -97,6 +110,9 @@ cdef struct Plane:
     uint16_t ip_id
     int64_t icmp_tokens  # in ns worth of refill
     uint64_t icmp_refilled
+    Whole whole  # valid for frames whose gso_type is GSO_WHOLE
+    bint at_whole
+    uint32_t frag_id
 
 
 cdef inline uint8_t* scratch(Plane* plane, uint32_t size) noexcept nogil:

@@ -25,6 +25,17 @@ cdef enum Method:
     BYPASS = 4
 
 
+cdef enum TunnelType:
+    TUN_IPIP = 0
+    TUN_GUE = 1
+    TUN_GRE = 2
+
+
+cdef enum TunnelFlag:
+    TUN_CSUM = 1
+    TUN_REMCSUM = 2
+
+
 cdef enum PickKind:
     PICK_NONE = 0
     PICK_CURSOR  # the next entry of a weighted round
@@ -52,6 +63,9 @@ cdef struct DestSlot:
     uint32_t upper
     uint32_t lower
     uint32_t weight
+    uint8_t tun_type  # how a tunnel to it is wrapped; an edit holds for living connections too
+    uint8_t tun_flags
+    uint16_t tun_port  # GUE
 
 
 cdef struct ServiceSlot:
