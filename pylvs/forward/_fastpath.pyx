@@ -382,6 +382,7 @@ cdef class Core:
         s.conn_reuse_mode = settings["conn_reuse_mode"]
         s.nat_icmp_send = settings["nat_icmp_send"]
         s.pmtu_disc = settings["pmtu_disc"]
+        s.schedule_icmp = settings["schedule_icmp"] != 0
         memset(&command, 0, sizeof(command))
         command.kind = TUNE
         command.pointer = &timeouts

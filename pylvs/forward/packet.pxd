@@ -59,6 +59,7 @@ cdef enum Kind:
     LATER_FRAGMENT  # any part of a fragmented datagram
     ARP_REQUEST
     ND_SOLICITATION
+    IPSEC  # ESP or AH
 
 
 cdef struct Offload:
@@ -339,6 +340,9 @@ cdef inline int parse_l4(Frame* frame, Flow* flow, uint8_t* reason) noexcept nog
         elif p[0] == 135 and available >= 24:
             flow.kind = ND_SOLICITATION
         return CONTINUE if flow.kind != OTHER else PASS
+    elif flow.proto == ESP or flow.proto == AH:
+        flow.kind = IPSEC
+        return CONTINUE
     else:
         return PASS
     flow.kind = FLOW

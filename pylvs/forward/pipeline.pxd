@@ -8,16 +8,16 @@ for all frames before the first one needs them. The order of decisions is that o
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pylvs.forward cimport answer, dr, icmp, nat, offload, tun
+from pylvs.forward cimport answer, dr, icmp, ipsec, nat, offload, options, tun, tunnelled
 from pylvs.forward._sys cimport likely, prefetch, unlikely
 from pylvs.forward.conn cimport (
     F_INACTIVE, F_NO_OUTPUT, F_ONE_PACKET, NOBODY, SIDE_CLIENT, SIDE_NONE, SIDE_SERVER, Conn,
     allocate, bind, find, hash_of, insert, remove, set_state, touch,
 )
-from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is_martian, resolve
+from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is_loopback, is_martian, resolve
 from pylvs.forward.packet cimport (
-    ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, CONTINUE, DEST_GONE, DROP, FLOW, FORWARD, FRAGMENT, HELD, ICMP_ECHO,
-    ICMP_ERROR, LATER_FRAGMENT, MARTIAN, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST, SYN, TABLE_FULL,
+    ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, BAD_OPTION, CONTINUE, DEST_GONE, DROP, FLOW, FORWARD, FRAGMENT, HELD, ICMP_ECHO,
+    ICMP_ERROR, IPSEC, LATER_FRAGMENT, LOOPBACK_SERVER, MARTIAN, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST, SYN, TABLE_FULL,
     TCP, TOO_BIG, TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16, ttl_of, wire_length,
 )
 from pylvs.forward.pick cimport choose_server
@@ -89,6 +89,8 @@ cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Resul
     """A TCP, UDP or SCTP packet: of a connection, or the first of one."""
     cdef uint8_t side
     cdef uint32_t index = find(&plane.table, flow, h, &side)
+    if unlikely(options.has_options(flow)) and not accepted(plane, frame, flow, r):
+        return r.verdict
     if unlikely(frame.offload.gso_type or frame.offload.flags) and not offload.sane(frame, flow):
         r.reason = BAD_OFFLOAD
         return DROP
@@ -100,6 +102,22 @@ cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Resul
     if side == SIDE_SERVER:
         return outbound(plane, frame, flow, index, r)
     return inbound(plane, frame, flow, index, r)
+
+
+cdef inline bint accepted(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """Are the packet's IPv4 options in order? If not, the verdict is in `r`; what is not for a VIP is the host's."""
+    cdef uint32_t wrong = options.walk(plane, frame.data + flow.l3, flow.l4 - flow.l3, NULL)
+    if wrong == 0:
+        return True
+    r.verdict = PASS
+    if is_vip(plane.snapshot, flow.dst):
+        r.verdict = DROP
+        r.reason = BAD_OPTION
+        if wrong != options.SOURCE_ROUTED:
+            r.verdict = <uint8_t>icmp.complain(
+                plane, frame, flow, icmp.PARAMETER_PROBLEM4, wrong << 24, flow.dst, &r.reason
+            )
+    return False
 
 
 cdef inline bint reusable(Plane* plane, Conn* c) noexcept nogil:
@@ -261,6 +279,11 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
             return DROP
         if hop.status == HOP_LOCAL and c.method != MASQ:
             return PASS  # the host itself is the real server, and has the VIP
+        if hop.status == HOP_LOCAL and is_loopback(c.daddr):
+            r.reason = LOOPBACK_SERVER
+            return DROP
+    if unlikely(options.has_options(flow)):
+        options.update(plane, frame, flow, flow.dst)
     if hop.status != HOP_LOCAL:
         if unlikely(ttl_of(frame, flow) <= 1):
             r.reason = TTL_EXCEEDED
@@ -280,8 +303,11 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
     if c.method == ROUTE:
         return dr.send(plane, frame, flow, hop, &r.reason)
     if c.method == MASQ:
-        if inner is not NULL:
-            icmp.translate_in(frame, flow, inner, c)
+        if unlikely(flow.kind != FLOW):
+            if inner is not NULL:
+                icmp.translate_in(frame, flow, inner, c)
+            else:
+                ipsec.rewrite_in(frame, flow, c)
             return dr.send(plane, frame, flow, hop, &r.reason)
         return nat.send_in(plane, frame, flow, c, hop, &r.reason)
     return tun.send(plane, frame, flow, c, outer_family, hop, mtu, &r.reason)
@@ -335,6 +361,8 @@ cdef inline int outbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index,
     verdict = routable(plane, frame, flow, &hop, r)
     if unlikely(verdict != CONTINUE):
         return verdict
+    if unlikely(options.has_options(flow)):
+        options.update(plane, frame, flow, c.vaddr)
     book_out(plane, c.dest, flow.end - flow.l3)
     c.flags &= <uint32_t>~F_NO_OUTPUT
     step(plane, flow, c, OUTPUT)
@@ -404,6 +432,8 @@ cdef inline int decide_other(Plane* plane, Frame* frame, Flow* flow, Result* r) 
     cdef uint8_t target[16]
     if flow.kind == ICMP_ERROR:
         return related(plane, frame, flow, r)
+    if flow.kind == IPSEC:
+        return follow(plane, frame, flow, r)
     if flow.kind == ARP_REQUEST:
         if ours_alone(plane, flow.dst) and not same16(flow.src, flow.dst):
             return answer.answer_arp(plane, frame, flow)
@@ -422,15 +452,22 @@ cdef inline int decide_other(Plane* plane, Frame* frame, Flow* flow, Result* r) 
 cdef inline int related(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
     """An ICMP error: if it speaks of one of our connections, translate it and send it the connection's way."""
     cdef icmp.Embedded inner
+    cdef tunnelled.Quoted quoted
     cdef uint8_t side
     cdef uint32_t index
     cdef Conn* c
     cdef Hop hop
     cdef int verdict
+    if tunnelled.parse_quoted(frame, flow, &quoted):
+        index = tunnelled.connection(plane, &quoted)
+        if index != NOBODY:
+            return about_tunnel(plane, frame, flow, &quoted, index, r)
     if not icmp.parse_embedded(frame, flow, &inner):
         return PASS
     index = find(&plane.table, &inner.flow, hash_of(&plane.table, &inner.flow), &side)
     if index == NOBODY:
+        if plane.settings.schedule_icmp:
+            return schedule_error(plane, frame, flow, &inner, r)
         return PASS
     c = &plane.table.pool[index]
     r.conn = index
@@ -448,4 +485,87 @@ cdef inline int related(Plane* plane, Frame* frame, Flow* flow, Result* r) noexc
         return verdict
     book_out(plane, c.dest, flow.end - flow.l3)
     icmp.translate_out(frame, flow, &inner, c)
+    return dr.send(plane, frame, flow, &hop, &r.reason)
+
+
+cdef inline int about_tunnel(
+    Plane* plane, Frame* frame, Flow* flow, tunnelled.Quoted* quoted, uint32_t index, Result* r
+) noexcept nogil:
+    """An ICMP error about a tunnel packet of ours: the client hears of it."""
+    cdef Conn* c = &plane.table.pool[index]
+    r.conn = index
+    r.dest = c.dest
+    r.service = plane.dests[c.dest].service
+    if not icmp.intact(frame, flow):
+        r.reason = BAD_CHECKSUM
+        return DROP
+    book_out(plane, c.dest, flow.end - quoted.flow.l3)
+    return tunnelled.relay(plane, frame, flow, quoted, c, hop_of(plane, c), &r.reason)
+
+
+cdef inline int schedule_error(
+    Plane* plane, Frame* frame, Flow* flow, icmp.Embedded* inner, Result* r
+) noexcept nogil:
+    """With schedule_icmp, an error about a flow that nobody knows chooses a server as that flow's client would."""
+    cdef Svc* svc = find_service(plane.snapshot, inner.flow.proto, inner.flow.dst, inner.flow.dport)
+    cdef Entry* entry = NULL
+    cdef uint32_t index
+    cdef Conn* c
+    if svc is NULL:
+        return PASS
+    r.service = svc.slot
+    if not icmp.intact(frame, flow):
+        r.reason = BAD_CHECKSUM
+        return DROP
+    if is_martian(plane.fib, inner.flow.src):
+        r.reason = MARTIAN
+        return DROP
+    if svc.port == inner.flow.dport:
+        entry = choose_server(plane.snapshot, svc, plane.slots, plane.cursors)
+    if entry is NULL:
+        r.reason = NO_SERVER
+        return DROP
+    index = create(plane, &inner.flow, svc, entry)
+    if index == NOBODY:
+        r.reason = TABLE_FULL
+        return DROP
+    c = &plane.table.pool[index]
+    r.conn = index
+    r.dest = c.dest
+    book_in(plane, c.dest, flow.end - flow.l3)
+    return send(plane, frame, flow, c, inner, r)
+
+
+cdef inline int follow(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """ESP or AH: the way of the ISAKMP connection between the same addresses, or the host's own business."""
+    cdef Flow isakmp
+    cdef Hop hop
+    cdef uint8_t side
+    cdef uint32_t index
+    cdef Conn* c
+    cdef int verdict
+    ipsec.key(flow, &isakmp)
+    index = find(&plane.table, &isakmp, hash_of(&plane.table, &isakmp), &side)
+    if index == NOBODY or plane.table.pool[index].expires <= plane.now:
+        return PASS
+    c = &plane.table.pool[index]
+    r.conn = index
+    r.dest = c.dest
+    r.service = plane.dests[c.dest].service
+    if side == SIDE_CLIENT:
+        if not plane.slots[c.dest].available:
+            r.reason = DEST_GONE
+            return DROP
+        book_in(plane, c.dest, flow.end - flow.l3)
+        verdict = send(plane, frame, flow, c, NULL, r)
+        c.packets += 1
+        touch(c, plane.now)
+        return verdict
+    resolve(plane.fib, c.caddr, flow.family == 6, False, &hop)
+    verdict = routable(plane, frame, flow, &hop, r)
+    if verdict != CONTINUE:
+        return verdict
+    book_out(plane, c.dest, flow.end - flow.l3)
+    touch(c, plane.now)
+    ipsec.rewrite_out(frame, flow, c)
     return dr.send(plane, frame, flow, &hop, &r.reason)

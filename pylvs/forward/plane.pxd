@@ -82,6 +82,7 @@ cdef struct Settings:
     uint32_t conn_reuse_mode
     uint32_t nat_icmp_send
     uint32_t pmtu_disc
+    uint32_t schedule_icmp
 
 
 cdef struct Plane:
