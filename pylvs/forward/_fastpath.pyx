@@ -24,6 +24,7 @@ from pylvs.forward.pipeline cimport BATCH, Result, process_batch
 from pylvs.forward.plane cimport (
     ARENA_SIZE, HEADROOM, HELD_FRAMES, HELD_SIZE, NEEDS, OUT_CAPACITY, DestLocal, Plane, Settings, TxFrame, retry_held,
 )
+from pylvs.forward.reassembly cimport DATAGRAM_SIZE, DATAGRAMS, Reassembly, expire_datagrams
 from pylvs.forward.snapshot cimport (
     MAX_DESTS, MAX_SERVICES, NO_SLOT, DestSlot, Entry, ServiceSlot, Snapshot as SnapshotStruct, Svc, address_slot,
 )
@@ -61,6 +62,7 @@ cdef void run_timers(Plane* plane, uint64_t now, bint exact, int budget) noexcep
     """Expire connections and see to held frames; what falls due is in the outbox."""
     plane.now = now
     expire(&plane.table, now, exact, budget)
+    expire_datagrams(plane.reassembly, &plane.totals, now)
     if plane.held_count:
         retry_held(plane)
 
@@ -151,6 +153,8 @@ cdef class Snapshot:
         self.s.index = <uint32_t*>self._new((self.s.index_mask + 1) * 4)
         self.s.vips = <uint32_t*>self._new((self.s.vip_mask + 1) * 4)
         self.s.replies = <uint32_t*>self._new((self.s.reply_mask + 1) * 4)
+        self.s.masked = <uint32_t*>self._new((self.s.reply_mask + 1) * 4)
+        memset(self.s.masked, 0xFF, (self.s.reply_mask + 1) * 4)
         self.s.reply_proto = <uint8_t*>self._new(self.s.reply_mask + 1)
         memset(self.s.index, 0xFF, (self.s.index_mask + 1) * 4)
         memset(self.s.vips, 0xFF, (self.s.vip_mask + 1) * 4)
@@ -176,6 +180,10 @@ cdef class Snapshot:
                 entry.port = rip_port
                 memcpy(entry.address, <const uint8_t*>address, 16)
                 if method == 0:
+                    i = address_slot(0, entry.address, 0) & self.s.reply_mask
+                    while self.s.masked[i] != NO_SLOT:
+                        i = (i + 1) & self.s.reply_mask
+                    self.s.masked[i] = at
                     i = address_slot(svc.proto, entry.address, entry.port) & self.s.reply_mask
                     while self.s.replies[i] != NO_SLOT:
                         i = (i + 1) & self.s.reply_mask
@@ -205,6 +213,7 @@ cdef class Snapshot:
         free(self.s.index)
         free(self.s.vips)
         free(self.s.replies)
+        free(self.s.masked)
         free(self.s.reply_proto)
 
 
@@ -318,6 +327,11 @@ cdef class Core:
         p.arena = <uint8_t*>reserve(ARENA_SIZE)
         for i in range(HELD_FRAMES):
             p.held[i].buffer = <uint8_t*>reserve(HELD_SIZE)
+        p.reassembly = <Reassembly*>reserve(sizeof(Reassembly))
+        p.reassembly.key0 = p.table.key0
+        p.reassembly.key1 = p.table.key1
+        for i in range(DATAGRAMS):
+            p.reassembly.places[i].data = <uint8_t*>reserve(DATAGRAM_SIZE)
         default_timeouts(&p.timeouts)
         p.settings.conn_reuse_mode = 1
         p.settings.pmtu_disc = 1
@@ -339,6 +353,10 @@ cdef class Core:
         munmap(p.arena, ARENA_SIZE)
         for i in range(HELD_FRAMES):
             munmap(p.held[i].buffer, HELD_SIZE)
+        if p.reassembly is not NULL:
+            for i in range(DATAGRAMS):
+                munmap(p.reassembly.places[i].data, DATAGRAM_SIZE)
+            munmap(p.reassembly, sizeof(Reassembly))
         munmap(p, sizeof(Plane))
         munmap(self.box, sizeof(Mailbox))
 

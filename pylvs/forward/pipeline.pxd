@@ -16,14 +16,16 @@ from pylvs.forward.conn cimport (
 )
 from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is_loopback, is_martian, resolve
 from pylvs.forward.packet cimport (
-    ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, BAD_OPTION, CONTINUE, DEST_GONE, DROP, FLOW, FORWARD, FRAGMENT, HELD, ICMP_ECHO,
-    ICMP_ERROR, IPSEC, LATER_FRAGMENT, LOOPBACK_SERVER, MARTIAN, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST, SYN, TABLE_FULL,
-    TCP, TOO_BIG, TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16, ttl_of, wire_length,
+    AH, ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, BAD_OPTION, CONTINUE, DEST_GONE, DROP, ESP, FLOW, FORWARD,
+    GSO_WHOLE, HEADER_CHAIN, HELD, ICMP, ICMP6, ICMP_ECHO, ICMP_ERROR, IPSEC, LATER_FRAGMENT, LOOPBACK_SERVER,
+    MARTIAN, ND_SOLICITATION, NO_ROUTE, NO_SERVER, PASS, REPLY, RST, SCTP, SYN, TABLE_FULL, TCP, TOO_BIG,
+    TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16, ttl_of, wire_length,
 )
 from pylvs.forward.pick cimport choose_server
-from pylvs.forward.plane cimport Plane, has_room, retry_held
+from pylvs.forward.plane cimport HEADROOM, Plane, has_room, retry_held, scratch
+from pylvs.forward.reassembly cimport Datagram, assemble, book, release, take
 from pylvs.forward.snapshot cimport (
-    MASQ, NO_SLOT, ROUTE, TUNNEL, Entry, Svc, find_exact, find_service, is_nat_server, is_vip,
+    MASQ, NO_SLOT, ROUTE, TUNNEL, Entry, Svc, find_exact, find_service, is_nat_address, is_nat_server, is_vip,
 )
 from pylvs.forward.state cimport (
     CLOSE, ESTABLISHED, INPUT, INPUT_ONLY, NONE, OUTPUT, TIME_WAIT, next_tcp,
@@ -91,9 +93,10 @@ cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Resul
     cdef uint32_t index = find(&plane.table, flow, h, &side)
     if unlikely(options.has_options(flow)) and not accepted(plane, frame, flow, r):
         return r.verdict
-    if unlikely(frame.offload.gso_type or frame.offload.flags) and not offload.sane(frame, flow):
-        r.reason = BAD_OFFLOAD
-        return DROP
+    if unlikely(frame.offload.gso_type or frame.offload.flags):
+        if not (plane.at_whole and frame.offload.gso_type == GSO_WHOLE) and not offload.sane(frame, flow):
+            r.reason = BAD_OFFLOAD
+            return DROP
     if index and unlikely(plane.table.pool[index].expires <= plane.now) and not plane.table.pool[index].controlled:
         remove(&plane.table, index)  # its time came before the wheel did
         index = NOBODY
@@ -296,7 +299,7 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
         room = mtu - taken if mtu > 68 + taken else 68
     else:
         room = mtu
-    if unlikely(wire_length(frame, flow) > room) and dont_fragment(frame, flow):
+    if unlikely(needed(plane, frame, flow) > room) and dont_fragment(frame, flow):
         if flow.family == 6 or c.method != TUNNEL or plane.settings.pmtu_disc:
             r.reason = TOO_BIG
             return icmp.complain_size(plane, frame, flow, room, flow.dst, &r.reason)
@@ -311,6 +314,15 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
             return dr.send(plane, frame, flow, hop, &r.reason)
         return nat.send_in(plane, frame, flow, c, hop, &r.reason)
     return tun.send(plane, frame, flow, c, outer_family, hop, mtu, &r.reason)
+
+
+cdef inline uint32_t needed(Plane* plane, Frame* frame, Flow* flow) noexcept nogil:
+    """The MTU that a packet needs if it may not be fragmented; an IPv6 datagram in fragments: that of the largest."""
+    if likely(frame.offload.gso_type == 0):
+        return flow.end - flow.l3
+    if frame.offload.gso_type == GSO_WHOLE and flow.family == 6:
+        return plane.whole.largest
+    return wire_length(frame, flow)
 
 
 cdef inline void reply_hop(Plane* plane, Flow* flow, Conn* c, Hop* hop) noexcept nogil:
@@ -342,7 +354,7 @@ cdef inline int routable(Plane* plane, Frame* frame, Flow* flow, Hop* hop, Resul
     if unlikely(ttl_of(frame, flow) <= 1):
         r.reason = TTL_EXCEEDED
         return icmp.complain_ttl(plane, frame, flow, NULL, &r.reason)
-    if unlikely(wire_length(frame, flow) > hop.mtu) and dont_fragment(frame, flow):
+    if unlikely(needed(plane, frame, flow) > hop.mtu) and dont_fragment(frame, flow):
         r.reason = TOO_BIG
         return icmp.complain_size(plane, frame, flow, hop.mtu, NULL, &r.reason)
     decrement_ttl(frame, flow)
@@ -443,10 +455,53 @@ cdef inline int decide_other(Plane* plane, Frame* frame, Flow* flow, Result* r) 
         return answer.answer_nd(plane, frame, flow) if ours_alone(plane, target) else PASS
     if flow.kind == ICMP_ECHO:
         return answer.answer_echo(plane, frame, flow, &r.reason) if ours_alone(plane, flow.dst) else PASS
-    if flow.kind == LATER_FRAGMENT and (flow.proto == TCP or flow.proto == UDP) and is_vip(plane.snapshot, flow.dst):
-        r.reason = FRAGMENT
-        return DROP
+    if flow.kind == LATER_FRAGMENT and concerns(plane, flow):
+        return collect(plane, frame, flow, r)
     return PASS
+
+
+# ------------------------------------------------------------------------------------------------------ fragments
+
+
+cdef inline bint concerns(Plane* plane, Flow* flow) noexcept nogil:
+    """May a fragment belong to a balanced datagram? It goes to a VIP, or comes from a real server behind NAT."""
+    if flow.proto != TCP and flow.proto != UDP and flow.proto != SCTP and flow.proto != ESP and flow.proto != AH:
+        if flow.proto != (ICMP if flow.family == 4 else ICMP6):
+            return False
+    return is_vip(plane.snapshot, flow.dst) or is_nat_address(plane.snapshot, flow.src)
+
+
+cdef inline int collect(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """A fragment: it waits for the others, or completes a datagram, which is then decided as any packet is."""
+    cdef Frame whole
+    cdef Flow inside
+    cdef Datagram* d
+    cdef uint32_t waited
+    cdef int verdict = take(plane.reassembly, &plane.totals, frame, flow, plane.now, &d, &r.reason)
+    if verdict != CONTINUE:
+        return verdict
+    memset(&whole, 0, sizeof(Frame))
+    whole.headroom = HEADROOM
+    whole.link = frame.link
+    whole.offload.gso_type = GSO_WHOLE
+    whole.data = scratch(plane, d.head + d.total)
+    assemble(d, whole.data, &whole.length, &plane.whole)
+    waited = d.count - 1
+    release(plane.reassembly, d)
+    verdict = parse(&whole, plane.fib.links[frame.link].mac, &inside, &r.reason)
+    if verdict == CONTINUE:
+        r.kind = inside.kind
+        plane.at_whole = True
+        if inside.kind == FLOW:
+            verdict = decide(plane, &whole, &inside, hash_of(&plane.table, &inside), r)
+        elif inside.kind == LATER_FRAGMENT:  # fragments in fragments
+            r.reason = HEADER_CHAIN
+            verdict = DROP
+        else:
+            verdict = decide_other(plane, &whole, &inside, r)
+        plane.at_whole = False
+    book(&plane.totals, waited, verdict, r.reason)
+    return verdict
 
 
 cdef inline int related(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:

@@ -14,6 +14,7 @@ from pylvs.forward.fib cimport HOP_LOCAL, HOP_READY, HOP_UNRESOLVED, NO_LINK, Fi
 from pylvs.forward.packet cimport (
     DROP, FORWARD, HELD, LINK_DOWN, NO_NEIGHBOUR, NO_ROUTE, Frame, Offload, same16,
 )
+from pylvs.forward.reassembly cimport Reassembly, Whole
 from pylvs.forward.snapshot cimport DestSlot, ServiceSlot, Snapshot
 from pylvs.forward.state cimport Timeouts
 from pylvs.forward.stats cimport Counters, Totals, count_verdict
@@ -27,7 +28,6 @@ cdef enum:
     HELD_FRAMES = 32
     HELD_SIZE = 66560
     HELD_NS = 3000000000
-    MAX_PIECES = 128  # fragments of one datagram
     NEEDS = 64  # a power of two
     HEADROOM = 128  # writable bytes that a port leaves in front of every frame
     ICMP_RATE = 1000  # ICMP errors of our own per second
@@ -66,16 +66,6 @@ cdef struct DestLocal:
     uint64_t pmtu_expires
 
 
-cdef struct Whole:
-    # how the reassembled datagram at work came in
-    uint32_t count
-    uint16_t sizes[MAX_PIECES]  # payload bytes of its fragments, in order
-    uint32_t largest  # fragment, with its headers
-    uint32_t unfragmentable  # IPv6: the headers in front of the fragment header
-    uint32_t ident
-    bint df  # IPv4: the largest fragment had DF
-
-
 cdef struct Settings:
     uint32_t sloppy_tcp
     uint32_t expire_nodest_conn
@@ -111,7 +101,8 @@ cdef struct Plane:
     uint16_t ip_id
     int64_t icmp_tokens  # in ns worth of refill
     uint64_t icmp_refilled
-    Whole whole  # valid for frames whose gso_type is GSO_WHOLE
+    Reassembly* reassembly
+    Whole whole  # of the frame at work, if at_whole; its gso_type is GSO_WHOLE
     bint at_whole
     uint32_t frag_id
 

@@ -117,6 +117,7 @@ cdef struct Snapshot:
     uint32_t vip_mask
     uint32_t* replies  # open addressing over entries: NAT real servers by (protocol, address, port)
     uint8_t* reply_proto
+    uint32_t* masked  # open addressing over entries: NAT real servers by address alone
     uint32_t reply_mask
     uint32_t generation
     bint any_port_zero
@@ -157,6 +158,16 @@ cdef inline bint is_vip(Snapshot* s, const uint8_t* address) noexcept nogil:
         if same16(s.services[s.vips[i]].address, address):
             return True
         i = (i + 1) & s.vip_mask
+    return False
+
+
+cdef inline bint is_nat_address(Snapshot* s, const uint8_t* address) noexcept nogil:
+    """Is any real server at this address reached by NAT?"""
+    cdef uint32_t i = address_slot(0, address, 0) & s.reply_mask
+    while s.masked[i] != NO_SLOT:
+        if same16(s.entries[s.masked[i]].address, address):
+            return True
+        i = (i + 1) & s.reply_mask
     return False
 
 
