@@ -40,8 +40,8 @@ cdef inline int send_piece(
 ) noexcept nogil:
     """Send `size` bytes from `offset` behind the `header` bytes of the packet at `l3` as one fragment of it.
 
-    IPv4: `flags` (DF) and the fragment offset that the packet has itself go into the header. IPv6: a fragment header with
-    `ident` goes behind the first `header` bytes, which are the unfragmentable part.
+    IPv4: `flags` (DF) and the fragment offset that the packet has itself go into the header. IPv6: a fragment header
+    with `ident` goes behind the first `header` bytes, which are the unfragmentable part.
     """
     cdef bint v6 = frame.data[l3] >> 4 == 6
     cdef uint32_t extra = 8 if v6 else 0

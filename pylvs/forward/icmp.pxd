@@ -115,7 +115,10 @@ cdef inline int complain(
     error.data = scratch(plane, error.length)
     put16(error.data + 12, 0x0800 if flow.family == 4 else 0x86DD)
     ip = error.data + 14
-    head(plane, ip, flow.family, frame.data[flow.l3 + 1] & 0x1E | 0xC0, 8 + quote, 64, &hop.source[0] if source is NULL else source, flow.src)
+    head(
+        plane, ip, flow.family, frame.data[flow.l3 + 1] & 0x1E | 0xC0, 8 + quote, 64,
+        &hop.source[0] if source is NULL else source, flow.src,
+    )
     put16(ip + header, message)
     put32(ip + header + 4, info)
     memcpy(ip + header + 8, frame.data + flow.l3, quote)

@@ -1,8 +1,9 @@
 """IPv4 options of packets that the director forwards (RFC 791 §3.1, RFC 781): routes and times are recorded on the way.
 
 The kernel does this when a packet comes in, so the address recorded for a client's packet is the VIP; a translated
-reply records the VIP too, since it is routed as if the VIP's host had sent it. Times are the director's own clock, which
-RFC 781 asks to mark by the high bit. Source routes are refused, as a host does by default; a router alert changes nothing.
+reply records the VIP too, since it is routed as if the VIP's host had sent it. Times are the director's own clock,
+which RFC 781 asks to mark by the high bit. Source routes are refused, as a host does by default; a router alert changes
+nothing.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -25,11 +26,9 @@ cdef enum Option:
     SOURCE_ROUTED = 0xFF  # walk: no place is wrong, but the packet is not wanted
 
 
-cdef inline bint has_options(Flow* flow) noexcept nogil:
-    return flow.family == 4 and flow.l4 != flow.l3 + 20
-
-
-cdef inline uint32_t stamp(Plane* plane, uint8_t* ip, uint32_t at, uint32_t size, const uint8_t* address) noexcept nogil:
+cdef inline uint32_t stamp(
+    Plane* plane, uint8_t* ip, uint32_t at, uint32_t size, const uint8_t* address
+) noexcept nogil:
     """The timestamp option at `at`: check it, and fill in the next place if `address` is given; 0, or what is wrong."""
     cdef uint8_t* p = ip + at
     cdef uint32_t place = p[2]

@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from pylvs.forward cimport checksum
-from pylvs.forward._sys cimport half, word
+from pylvs.forward._sys cimport half, unlikely, word
 
 
 cdef enum Verdict:
@@ -60,6 +60,7 @@ cdef enum Kind:
     ARP_REQUEST
     ND_SOLICITATION
     IPSEC  # ESP or AH
+    OPTIONED  # a FLOW with IPv4 options
 
 
 cdef struct Offload:
@@ -250,6 +251,11 @@ cdef inline int parse4(Frame* frame, Flow* flow, uint8_t* reason) noexcept nogil
     if fragment:
         flow.kind = LATER_FRAGMENT
         return CONTINUE
+    if unlikely(header != 20):
+        total = <uint32_t>parse_l4(frame, flow, reason)
+        if flow.kind == FLOW:
+            flow.kind = OPTIONED
+        return <int>total
     return parse_l4(frame, flow, reason)
 
 

@@ -17,9 +17,10 @@ from pylvs.forward.conn cimport (
 from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is_loopback, is_martian, resolve
 from pylvs.forward.packet cimport (
     AH, ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, BAD_OPTION, CONTINUE, DEST_GONE, DROP, ESP, FLOW, FORWARD,
-    GSO_WHOLE, HEADER_CHAIN, HELD, ICMP, ICMP6, ICMP_ECHO, ICMP_ERROR, IPSEC, LATER_FRAGMENT, LOOPBACK_SERVER,
+    GSO_WHOLE, HEADER_CHAIN, HELD, ICMP, ICMP6, ICMP_ECHO, ICMP_ERROR, IPSEC, LATER_FRAGMENT, LOOPBACK_SERVER, OPTIONED,
     MARTIAN, ND_SOLICITATION, NO_ROUTE, NO_SERVER, PASS, REPLY, RST, SCTP, SYN, TABLE_FULL, TCP, TOO_BIG,
-    TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16, ttl_of, wire_length,
+    TTL_EXCEEDED, TX_FULL, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16, ttl_of,
+    wire_length,
 )
 from pylvs.forward.pick cimport choose_server
 from pylvs.forward.plane cimport HEADROOM, Plane, has_room, retry_held, scratch
@@ -75,10 +76,12 @@ cdef inline int process_batch(Plane* plane, Frame* frames, int count, uint64_t n
         r = &results[i]
         plane.cause = <uint16_t>i
         if likely(r.verdict == CONTINUE):
-            if likely(flows[i].kind == FLOW):
-                r.verdict = <uint8_t>decide(plane, &frames[i], &flows[i], hashes[i], r)
-            else:
+            if unlikely(flows[i].kind != FLOW):
                 r.verdict = <uint8_t>decide_other(plane, &frames[i], &flows[i], r)
+                if r.verdict == CONTINUE:
+                    hashes[i] = hash_of(&plane.table, &flows[i])
+            if likely(r.verdict == CONTINUE):
+                r.verdict = <uint8_t>decide(plane, &frames[i], &flows[i], hashes[i], r)
         if likely(r.verdict != HELD):
             count_verdict(&plane.totals, r.verdict, r.reason)
     return count
@@ -91,8 +94,6 @@ cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Resul
     """A TCP, UDP or SCTP packet: of a connection, or the first of one."""
     cdef uint8_t side
     cdef uint32_t index = find(&plane.table, flow, h, &side)
-    if unlikely(options.has_options(flow)) and not accepted(plane, frame, flow, r):
-        return r.verdict
     if unlikely(frame.offload.gso_type or frame.offload.flags):
         if not (plane.at_whole and frame.offload.gso_type == GSO_WHOLE) and not offload.sane(frame, flow):
             r.reason = BAD_OFFLOAD
@@ -105,22 +106,6 @@ cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Resul
     if side == SIDE_SERVER:
         return outbound(plane, frame, flow, index, r)
     return inbound(plane, frame, flow, index, r)
-
-
-cdef inline bint accepted(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
-    """Are the packet's IPv4 options in order? If not, the verdict is in `r`; what is not for a VIP is the host's."""
-    cdef uint32_t wrong = options.walk(plane, frame.data + flow.l3, flow.l4 - flow.l3, NULL)
-    if wrong == 0:
-        return True
-    r.verdict = PASS
-    if is_vip(plane.snapshot, flow.dst):
-        r.verdict = DROP
-        r.reason = BAD_OPTION
-        if wrong != options.SOURCE_ROUTED:
-            r.verdict = <uint8_t>icmp.complain(
-                plane, frame, flow, icmp.PARAMETER_PROBLEM4, wrong << 24, flow.dst, &r.reason
-            )
-    return False
 
 
 cdef inline bint reusable(Plane* plane, Conn* c) noexcept nogil:
@@ -271,7 +256,10 @@ cdef inline int forward(Plane* plane, Frame* frame, Flow* flow, Conn* c, Result*
 
 
 cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embedded* inner, Result* r) noexcept nogil:
-    """Send a client's packet, or (with `inner`) its ICMP error, to the connection's real server."""
+    """Send a client's packet, or (with `inner`) its ICMP error, to the connection's real server.
+
+    An `inner` that begins nowhere stands for a packet without ports, which is not quoted anywhere either.
+    """
     cdef Hop* hop = hop_of(plane, c)
     cdef uint8_t outer_family = 4
     cdef uint32_t mtu = hop.mtu
@@ -285,8 +273,6 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
         if hop.status == HOP_LOCAL and is_loopback(c.daddr):
             r.reason = LOOPBACK_SERVER
             return DROP
-    if unlikely(options.has_options(flow)):
-        options.update(plane, frame, flow, flow.dst)
     if hop.status != HOP_LOCAL:
         if unlikely(ttl_of(frame, flow) <= 1):
             r.reason = TTL_EXCEEDED
@@ -306,8 +292,8 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
     if c.method == ROUTE:
         return dr.send(plane, frame, flow, hop, &r.reason)
     if c.method == MASQ:
-        if unlikely(flow.kind != FLOW):
-            if inner is not NULL:
+        if inner is not NULL:
+            if inner.l3:
                 icmp.translate_in(frame, flow, inner, c)
             else:
                 ipsec.rewrite_in(frame, flow, c)
@@ -373,8 +359,6 @@ cdef inline int outbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index,
     verdict = routable(plane, frame, flow, &hop, r)
     if unlikely(verdict != CONTINUE):
         return verdict
-    if unlikely(options.has_options(flow)):
-        options.update(plane, frame, flow, c.vaddr)
     book_out(plane, c.dest, flow.end - flow.l3)
     c.flags &= <uint32_t>~F_NO_OUTPUT
     step(plane, flow, c, OUTPUT)
@@ -440,12 +424,14 @@ cdef inline bint ours_alone(Plane* plane, const uint8_t* address) noexcept nogil
 
 
 cdef inline int decide_other(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
-    """Everything but TCP, UDP and SCTP packets with ports."""
+    """Everything but TCP, UDP and SCTP packets with ports; CONTINUE for one that has turned out to be such."""
     cdef uint8_t target[16]
     if flow.kind == ICMP_ERROR:
         return related(plane, frame, flow, r)
     if flow.kind == IPSEC:
         return follow(plane, frame, flow, r)
+    if flow.kind == OPTIONED:
+        return optioned(plane, frame, flow, r)
     if flow.kind == ARP_REQUEST:
         if ours_alone(plane, flow.dst) and not same16(flow.src, flow.dst):
             return answer.answer_arp(plane, frame, flow)
@@ -458,6 +444,25 @@ cdef inline int decide_other(Plane* plane, Frame* frame, Flow* flow, Result* r) 
     if flow.kind == LATER_FRAGMENT and concerns(plane, flow):
         return collect(plane, frame, flow, r)
     return PASS
+
+
+cdef inline int optioned(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """A flow's packet with IPv4 options: what they ask to be recorded is, and then it is like any other (CONTINUE)."""
+    cdef uint8_t side
+    cdef uint32_t index = find(&plane.table, flow, hash_of(&plane.table, flow), &side)
+    cdef uint32_t wrong = options.walk(plane, frame.data + flow.l3, flow.l4 - flow.l3, NULL)
+    flow.kind = FLOW
+    if wrong:
+        if index == NOBODY and not is_vip(plane.snapshot, flow.dst):
+            return PASS
+        r.reason = BAD_OPTION
+        if wrong == options.SOURCE_ROUTED:
+            return DROP
+        return icmp.complain(plane, frame, flow, icmp.PARAMETER_PROBLEM4, wrong << 24, flow.dst, &r.reason)
+    options.update(
+        plane, frame, flow, &plane.table.pool[index].vaddr[0] if side == SIDE_SERVER else &flow.dst[0]
+    )
+    return CONTINUE
 
 
 # ------------------------------------------------------------------------------------------------------ fragments
@@ -474,9 +479,11 @@ cdef inline bint concerns(Plane* plane, Flow* flow) noexcept nogil:
 cdef inline int collect(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
     """A fragment: it waits for the others, or completes a datagram, which is then decided as any packet is."""
     cdef Frame whole
-    cdef Flow inside
-    cdef Datagram* d
-    cdef uint32_t waited
+    cdef Datagram* d = NULL
+    cdef uint32_t count
+    cdef uint32_t first = plane.out_count
+    cdef uint32_t i
+    cdef uint16_t cause = plane.cause
     cdef int verdict = take(plane.reassembly, &plane.totals, frame, flow, plane.now, &d, &r.reason)
     if verdict != CONTINUE:
         return verdict
@@ -486,22 +493,24 @@ cdef inline int collect(Plane* plane, Frame* frame, Flow* flow, Result* r) noexc
     whole.offload.gso_type = GSO_WHOLE
     whole.data = scratch(plane, d.head + d.total)
     assemble(d, whole.data, &whole.length, &plane.whole)
-    waited = d.count - 1
+    count = d.count
     release(plane.reassembly, d)
-    verdict = parse(&whole, plane.fib.links[frame.link].mac, &inside, &r.reason)
-    if verdict == CONTINUE:
-        r.kind = inside.kind
-        plane.at_whole = True
-        if inside.kind == FLOW:
-            verdict = decide(plane, &whole, &inside, hash_of(&plane.table, &inside), r)
-        elif inside.kind == LATER_FRAGMENT:  # fragments in fragments
-            r.reason = HEADER_CHAIN
-            verdict = DROP
-        else:
-            verdict = decide_other(plane, &whole, &inside, r)
-        plane.at_whole = False
-    book(&plane.totals, waited, verdict, r.reason)
-    return verdict
+    if plane.at_whole:  # fragments in fragments
+        r.reason = HEADER_CHAIN
+        book(&plane.totals, count - 1, DROP, HEADER_CHAIN)
+        return DROP
+    plane.at_whole = True
+    i = <uint32_t>process_batch(plane, &whole, 1, plane.now, r)  # books one of the fragments
+    plane.at_whole = False
+    plane.cause = cause
+    if i == 0:
+        r.reason = TX_FULL
+        book(&plane.totals, count - 1, DROP, TX_FULL)
+        return DROP
+    for i in range(first, plane.out_count):
+        plane.out[i].cause = cause
+    book(&plane.totals, count - 1 if r.verdict == HELD else count - 2, r.verdict, r.reason)
+    return r.verdict
 
 
 cdef inline int related(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
@@ -594,6 +603,7 @@ cdef inline int schedule_error(
 cdef inline int follow(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
     """ESP or AH: the way of the ISAKMP connection between the same addresses, or the host's own business."""
     cdef Flow isakmp
+    cdef icmp.Embedded nothing
     cdef Hop hop
     cdef uint8_t side
     cdef uint32_t index
@@ -612,7 +622,8 @@ cdef inline int follow(Plane* plane, Frame* frame, Flow* flow, Result* r) noexce
             r.reason = DEST_GONE
             return DROP
         book_in(plane, c.dest, flow.end - flow.l3)
-        verdict = send(plane, frame, flow, c, NULL, r)
+        nothing.l3 = 0
+        verdict = send(plane, frame, flow, c, &nothing, r)
         c.packets += 1
         touch(c, plane.now)
         return verdict

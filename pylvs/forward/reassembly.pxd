@@ -1,6 +1,6 @@
 """Datagrams that come in fragments are collected until they are whole (RFC 791 §3.2, RFC 8200 §4.5, RFC 5722).
 
-A pool of fixed size, found by a keyed hash of (source, destination, protocol, identification). A datagram waits for 30 s
+A pool of fixed size, found by a keyed hash of source, destination, protocol and identification. A datagram waits 30 s
 (IPv4) or 60 s (IPv6) from its first fragment on; when all places are taken, the oldest one goes. As in the kernel, a
 fragment that overlaps others ends the whole datagram, one that is there already is dropped alone, and the fragments'
 ECN fields combine by RFC 3168 §5.3.
@@ -102,8 +102,8 @@ cdef inline void release(Reassembly* pool, Datagram* d) noexcept nogil:
 
 cdef inline void book(Totals* totals, uint32_t count, int verdict, uint8_t reason) noexcept nogil:
     """Book `count` fragments that waited; those that wait on for their next hop are as good as sent."""
-    cdef uint32_t i
-    for i in range(count):
+    cdef uint32_t _
+    for _ in range(count):
         count_verdict(totals, FORWARD if verdict == HELD else verdict, reason)
 
 
@@ -248,7 +248,7 @@ cdef inline int take(
     cdef uint32_t offset, ident, end
     cdef bint more
     cdef bint df = False
-    cdef Datagram* d
+    cdef Datagram* d = NULL
     reason[0] = FRAGMENT
     if flow.family == 4:
         offset = <uint32_t>(be16(ip + 6) & 0x1FFF) * 8

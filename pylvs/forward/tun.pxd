@@ -5,8 +5,8 @@ UDP header and 4 bytes (draft-ietf-intarea-gue-09, version 0). Inner and outer f
 
 Outer TTL is the inner one after its decrement; the outer DSCP is the inner one's; ECN is copied except that a CE mark
 becomes ECT(0) (as the kernel does it); outer DF is the inner DF if `pmtu_disc` is set; the identification is
-fresh when fragments may arise and zero otherwise. The UDP source port of GUE is drawn from the connection's keyed hash, so
-that a flow keeps its way through the network; its UDP checksum is there if asked for (GUE's remote checksum offload
+fresh when fragments may arise and zero otherwise. The UDP source port of GUE is drawn from the connection's keyed hash,
+so that a flow keeps its way through the network; its UDP checksum is there if asked for (GUE's remote checksum offload
 has nothing to offload for packets whose checksums are finished, and means just that). The inner packet must be whole:
 checksums finished, segments cut.
 
