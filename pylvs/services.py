@@ -11,7 +11,6 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Protocol
 
 import msgspec
 
@@ -22,28 +21,12 @@ from pylvs.model import Mark, RealServer, Refused, Service, ServiceKey
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "fwm": 0}
 METHODS = {"masq": 0, "tunnel": 2, "route": 3}
+TUNNELS = {"ipip": 0, "gue": 1, "gre": 2}
+TUNNEL_CHECKSUMS = {"": 0, "csum": 1, "remcsum": 2}
 TRASH_SECONDS = 120.0
 
 #: (kind, cost, rule, step, top, epoch, fresh, level): see `Snapshot`
 CompiledPick = tuple[int, int, int, int, int, int, bool, int]
-
-
-class Slots(Protocol):
-    """The part of `_fastpath.Slots` that is used here."""
-
-    def set(
-        self,
-        slot: int,
-        available: bool,
-        weight: int,
-        upper: int,
-        lower: int,
-        method: int,
-        port: int,
-        clear_overload: bool,
-    ) -> None: ...
-    def get(self, slot: int) -> tuple[int, int, int, int, bool]: ...
-    def clear(self, slot: int) -> None: ...
 
 
 class SlotNumbers:
@@ -95,7 +78,7 @@ class Entry:
 class ServiceTable:
     """Services by key. `freed` is told of slots that may be used again: ("service" | "dest", slot)."""
 
-    def __init__(self, slots: Slots, freed: Callable[[str, int], None]) -> None:
+    def __init__(self, slots: _fastpath.Slots, freed: Callable[[str, int], None]) -> None:
         self._slots = slots
         self._freed = freed
         self.entries: dict[ServiceKey, Entry] = {}
@@ -186,6 +169,10 @@ class ServiceTable:
         self._discard(entry, dest, now)
         self._changed(entry)
 
+    def _set_tunnel(self, dest: Dest) -> None:
+        tunnel = dest.server.tunnel
+        self._slots.set_tunnel(dest.slot, TUNNELS[tunnel.type], tunnel.port, TUNNEL_CHECKSUMS[tunnel.checksum])
+
     def _check_server(self, server: RealServer) -> None:
         if server.lower > server.upper:
             raise Refused(errno.ERANGE)
@@ -203,6 +190,7 @@ class ServiceTable:
         self._slots.set(
             dest.slot, available, weight, server.upper, server.lower, METHODS[server.method], server.port, relieved
         )
+        self._set_tunnel(dest)
 
     def sweep(self, now: float) -> None:
         """Free what has been in the trash for two minutes and is used by no connection."""

@@ -166,6 +166,7 @@ EFFECTIVE = frozenset(
         "nat_icmp_send",
         "pmtu_disc",
         "run_estimation",
+        "schedule_icmp",
         "secure_tcp",
         "sloppy_sctp",
         "sloppy_tcp",

@@ -26,6 +26,7 @@ from pylvs.forward.pipeline cimport BATCH, Result, process_batch
 from pylvs.forward.plane cimport (
     ARENA_SIZE, HEADROOM, HELD_FRAMES, HELD_SIZE, NEEDS, OUT_CAPACITY, DestLocal, Plane, Settings, TxFrame, retry_held,
 )
+from pylvs.forward.reassembly cimport DATAGRAM_SIZE, DATAGRAMS, Reassembly, expire_datagrams
 from pylvs.forward.sctp cimport LAST_EVENT, LAST_SCTP_STATE, next_sctp
 from pylvs.forward.snapshot cimport (
     MAX_DESTS, MAX_SERVICES, NO_SLOT, DestSlot, Entry, MarkRule, ServiceSlot, Snapshot as SnapshotStruct, Svc,
@@ -38,7 +39,8 @@ VERDICTS = ("", "forward", "pass", "reply", "drop", "held")
 REASONS = (
     "", "truncated", "bad_length", "bad_version", "bad_checksum", "bad_offload", "header_chain", "fragment",
     "dest_gone", "ttl_exceeded", "too_big", "no_route", "no_neighbour", "table_full", "no_server", "link_down",
-    "tx_full", "icmp_limited", "martian", "drop_packet",
+    "tx_full", "icmp_limited", "martian", "drop_packet", "fragment_overlap", "fragment_timeout", "fragment_flood",
+    "bad_option", "loopback_server",
 )
 assert len(REASONS) == LAST_REASON
 TCP_STATES = (
@@ -76,6 +78,7 @@ cdef void run_timers(Plane* plane, uint64_t now, bint exact, int budget) noexcep
         defend(&plane.defence, &plane.table, now, <uint32_t>budget)
     if plane.flush_next:
         flush_slice(plane, FLUSH_SLICE if not exact else 0xFFFFFFFF)
+    expire_datagrams(plane.reassembly, &plane.totals, now)
     if plane.held_count:
         retry_held(plane)
 
@@ -133,6 +136,13 @@ cdef class Slots:
         if clear_overload:
             s.overloaded = 0
 
+    def set_tunnel(self, uint32_t slot, uint8_t kind, uint16_t port, uint8_t flags):
+        """Set how packets to it are wrapped: `kind` 0 ipip, 1 gue, 2 gre; `flags` 1 checksum, 2 remote checksum."""
+        cdef DestSlot* s = &self.slots[slot]
+        s.tun_type = kind
+        s.tun_flags = flags
+        s.tun_port = port
+
     def clear(self, uint32_t slot):
         """Make a slot fit for another real server."""
         memset(&self.slots[slot], 0, sizeof(DestSlot))
@@ -172,6 +182,8 @@ cdef class Snapshot:
         self.s.index = <uint32_t*>self._new((self.s.index_mask + 1) * 4)
         self.s.vips = <uint32_t*>self._new((self.s.vip_mask + 1) * 4)
         self.s.replies = <uint32_t*>self._new((self.s.reply_mask + 1) * 4)
+        self.s.masked = <uint32_t*>self._new((self.s.reply_mask + 1) * 4)
+        memset(self.s.masked, 0xFF, (self.s.reply_mask + 1) * 4)
         self.s.reply_proto = <uint8_t*>self._new(self.s.reply_mask + 1)
         memset(self.s.index, 0xFF, (self.s.index_mask + 1) * 4)
         memset(self.s.vips, 0xFF, (self.s.vip_mask + 1) * 4)
@@ -202,6 +214,10 @@ cdef class Snapshot:
                 entry.port = rip_port
                 memcpy(entry.address, <const uint8_t*>address, 16)
                 if method == 0:
+                    i = address_slot(0, entry.address, 0) & self.s.reply_mask
+                    while self.s.masked[i] != NO_SLOT:
+                        i = (i + 1) & self.s.reply_mask
+                    self.s.masked[i] = at
                     i = address_slot(svc.proto, entry.address, entry.port) & self.s.reply_mask
                     while self.s.replies[i] != NO_SLOT:
                         i = (i + 1) & self.s.reply_mask
@@ -252,6 +268,7 @@ cdef class Snapshot:
         free(self.s.index)
         free(self.s.vips)
         free(self.s.replies)
+        free(self.s.masked)
         free(self.s.reply_proto)
 
 
@@ -365,6 +382,11 @@ cdef class Core:
         p.arena = <uint8_t*>reserve(ARENA_SIZE)
         for i in range(HELD_FRAMES):
             p.held[i].buffer = <uint8_t*>reserve(HELD_SIZE)
+        p.reassembly = <Reassembly*>reserve(sizeof(Reassembly))
+        p.reassembly.key0 = p.table.key0
+        p.reassembly.key1 = p.table.key1
+        for i in range(DATAGRAMS):
+            p.reassembly.places[i].data = <uint8_t*>reserve(DATAGRAM_SIZE)
         default_timeouts(&p.timeouts)
         memcpy(&p.defence.random, <const uint8_t*>key, 8)
         p.defence.random |= 1
@@ -388,6 +410,10 @@ cdef class Core:
         munmap(p.arena, ARENA_SIZE)
         for i in range(HELD_FRAMES):
             munmap(p.held[i].buffer, HELD_SIZE)
+        if p.reassembly is not NULL:
+            for i in range(DATAGRAMS):
+                munmap(p.reassembly.places[i].data, DATAGRAM_SIZE)
+            munmap(p.reassembly, sizeof(Reassembly))
         munmap(p, sizeof(Plane))
         munmap(self.box, sizeof(Mailbox))
 
@@ -441,6 +467,7 @@ cdef class Core:
         s.nat_icmp_send = settings["nat_icmp_send"] != 0
         s.pmtu_disc = settings["pmtu_disc"] != 0
         s.expire_quiescent_template = settings["expire_quiescent_template"] != 0
+        s.schedule_icmp = settings["schedule_icmp"] != 0
         memset(&command, 0, sizeof(command))
         command.kind = TUNE
         command.pointer = &timeouts
@@ -454,7 +481,7 @@ cdef class Core:
         return bool(self.plane.defence.short_of_memory)
 
     def flush_unavailable(self):
-        """Remove the connections of deleted real servers: a worker does it in slices between its batches, without one it
+        """Remove the connections of deleted real servers: a worker in slices between its batches, else it
         is done on return."""
         cdef Command command
         memset(&command, 0, sizeof(command))

@@ -111,6 +111,13 @@ cdef inline bint is_martian(Fib* fib, const uint8_t* source) noexcept nogil:
     return is_local(fib, source)
 
 
+cdef inline bint is_loopback(const uint8_t* address) noexcept nogil:
+    """127.0.0.0/8 or ::1: addresses that mean nothing outside the host."""
+    if is_mapped4(address):
+        return address[12] == 127
+    return word(address) == 0 and half(address + 8) == 0 and be32(address + 12) == 1
+
+
 cdef inline uint32_t neighbour_slot(const uint8_t* address, uint16_t link) noexcept nogil:
     """Where a neighbour's probe sequence starts; neighbours are the host's own business, so no keyed hash."""
     cdef uint64_t h = (word(address) * <uint64_t>0x9E3779B97F4A7C15) ^ (word(address + 8) + link)

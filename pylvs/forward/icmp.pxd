@@ -17,7 +17,7 @@ from pylvs.forward.conn cimport Conn
 from pylvs.forward.fib cimport Hop, resolve
 from pylvs.forward.packet cimport (
     DROP, FORWARD, FRAGMENT, HELD, ICMP, ICMP6, ICMP_ERROR, ICMP_LIMITED, LATER_FRAGMENT, REPLY, SCTP, TCP, UDP,
-    Flow, Frame, be16, is_mapped4, map4, put16, put32,
+    Flow, Frame, be16, is_mapped4, link_size, map4, put16, put32,
 )
 from pylvs.forward.plane cimport Plane, icmp_allowed, scratch, transmit
 
@@ -34,6 +34,7 @@ cdef enum:
     PACKET_TOO_BIG = 0x0200
     TIME_EXCEEDED6 = 0x0300
     UNKNOWN_HEADER6 = 0x0401
+    PARAMETER_PROBLEM4 = 0x0C00
 
 
 cdef inline bint may_complain(Frame* frame, Flow* flow) noexcept nogil:
@@ -99,6 +100,7 @@ cdef inline int complain(
     cdef uint8_t ignored
     cdef uint8_t* ip
     cdef uint32_t header = 20 if flow.family == 4 else 40
+    cdef uint32_t start
     cdef uint32_t quote = flow.end - flow.l3
     cdef uint32_t limit = 576 - 28 if flow.family == 4 else 1280 - 48
     cdef int verdict
@@ -112,11 +114,17 @@ cdef inline int complain(
         quote = limit
     memset(&error, 0, sizeof(Frame))
     error.own = True
-    error.length = flow.l3 + header + 8 + quote
+    # the packet complained of may be one that the frame quotes, so its own offset says nothing of the link layer
+    start = link_size(frame)
+    error.length = start + header + 8 + quote
     error.data = scratch(plane, error.length)
-    memcpy(error.data + 12, frame.data + 12, flow.l3 - 12)  # EtherType, and a VLAN tag if there is one
-    ip = error.data + flow.l3
-    head(plane, ip, flow.family, 0xC0, 8 + quote, 64, &hop.source[0] if source is NULL else source, flow.src)
+    memcpy(error.data + 12, frame.data + 12, start - 12)  # a VLAN tag stays
+    put16(error.data + start - 2, 0x0800 if flow.family == 4 else 0x86DD)
+    ip = error.data + start
+    head(
+        plane, ip, flow.family, frame.data[flow.l3 + 1] & 0x1E | 0xC0, 8 + quote, 64,
+        &hop.source[0] if source is NULL else source, flow.src,
+    )
     put16(ip + header, message)
     put32(ip + header + 4, info)
     memcpy(ip + header + 8, frame.data + flow.l3, quote)

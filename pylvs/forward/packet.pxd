@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from pylvs.forward cimport checksum
-from pylvs.forward._sys cimport half, word
+from pylvs.forward._sys cimport half, unlikely, word
 
 
 cdef enum Verdict:
@@ -31,7 +31,7 @@ cdef enum DropReason:
     BAD_CHECKSUM  # IPv4 header or ICMP checksum
     BAD_OFFLOAD  # offload metadata that contradicts the frame
     HEADER_CHAIN  # too many IPv6 extension headers
-    FRAGMENT  # a fragment for a virtual service (not reassembled yet)
+    FRAGMENT  # a fragment that can be no part of a datagram, or is there twice
     DEST_GONE  # the connection's real server was deleted
     TTL_EXCEEDED  # and no ICMP error may be sent about it
     TOO_BIG  # larger than the path allows, and no ICMP error may be sent about it
@@ -44,6 +44,11 @@ cdef enum DropReason:
     ICMP_LIMITED  # an ICMP error of our own was due, but too many were sent lately
     MARTIAN  # a source address that no client can have: ours, loopback, multicast, unspecified
     DEFENCE  # a new connection that the setting drop_packet sacrificed
+    FRAGMENT_OVERLAP  # a datagram whose fragments overlap (RFC 5722)
+    FRAGMENT_TIMEOUT  # a datagram whose other fragments did not come in time
+    FRAGMENT_FLOOD  # pushed out by later ones, or cut into too many
+    BAD_OPTION  # IPv4 options that are malformed, or ask for source routing
+    LOOPBACK_SERVER  # NAT of a packet from outside to a loopback address
     LAST_REASON
 
 
@@ -55,6 +60,8 @@ cdef enum Kind:
     LATER_FRAGMENT  # any part of a fragmented datagram
     ARP_REQUEST
     ND_SOLICITATION
+    IPSEC  # ESP or AH
+    OPTIONED  # a FLOW with IPv4 options
 
 
 cdef struct Offload:
@@ -100,6 +107,9 @@ cdef enum:
     ICMP6 = 58
     IPIP = 4
     IPV6IP = 41
+    GRE = 47
+    ESP = 50
+    AH = 51
 
     FIN = 0x01
     SYN = 0x02
@@ -107,6 +117,7 @@ cdef enum:
     ACK = 0x10
 
     NEEDS_CSUM = 1  # Offload.flags
+    GSO_WHOLE = 0x60  # Offload.gso_type, of our own making: a datagram that came in fragments
 
     MAX_EXTENSIONS = 8
 
@@ -242,6 +253,11 @@ cdef inline int parse4(Frame* frame, Flow* flow, uint8_t* reason) noexcept nogil
     if fragment:
         flow.kind = LATER_FRAGMENT
         return CONTINUE
+    if unlikely(header != 20):
+        total = <uint32_t>parse_l4(frame, flow, reason)
+        if flow.kind == FLOW:
+            flow.kind = OPTIONED
+        return <int>total
     return parse_l4(frame, flow, reason)
 
 
@@ -332,12 +348,23 @@ cdef inline int parse_l4(Frame* frame, Flow* flow, uint8_t* reason) noexcept nog
         elif p[0] == 135 and available >= 24:
             flow.kind = ND_SOLICITATION
         return CONTINUE if flow.kind != OTHER else PASS
+    elif flow.proto == ESP or flow.proto == AH:
+        flow.kind = IPSEC
+        return CONTINUE
     else:
         return PASS
     flow.kind = FLOW
     flow.sport = be16(p)
     flow.dport = be16(p + 2)
     return CONTINUE
+
+
+cdef inline uint32_t link_size(Frame* frame) noexcept nogil:
+    """Bytes of the link-layer header, VLAN tags included; the frame has been parsed."""
+    cdef uint32_t size = 14
+    while be16(frame.data + size - 2) == 0x8100 or be16(frame.data + size - 2) == 0x88A8:
+        size += 4
+    return size
 
 
 cdef inline uint8_t ttl_of(Frame* frame, Flow* flow) noexcept nogil:
@@ -365,7 +392,7 @@ cdef inline bint dont_fragment(Frame* frame, Flow* flow) noexcept nogil:
 cdef inline uint32_t wire_length(Frame* frame, Flow* flow) noexcept nogil:
     """Length of the IP packet, or of the largest segment that a super-frame stands for."""
     cdef uint32_t headers
-    if frame.offload.gso_type == 0:
+    if frame.offload.gso_type == 0 or frame.offload.gso_type == GSO_WHOLE:
         return flow.end - flow.l3
     headers = flow.l4 - flow.l3 + ((frame.data[flow.l4 + 12] >> 4) * 4 if flow.proto == TCP else 8)
     return headers + frame.offload.gso_size

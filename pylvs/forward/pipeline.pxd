@@ -8,28 +8,30 @@ for all frames before the first one needs them. The order of decisions is that o
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pylvs.forward cimport answer, dr, icmp, nat, offload, tun
+from pylvs.forward cimport answer, dr, icmp, ipsec, nat, offload, options, tun, tunnelled
 from pylvs.forward._sys cimport likely, prefetch, unlikely
 from pylvs.forward.conn cimport (
     F_INACTIVE, F_NO_OUTPUT, F_ONE_PACKET, F_TEMPLATE, NOBODY, SIDE_CLIENT, SIDE_NONE, SIDE_SERVER, Conn,
     allocate, bind, find, find_template, hang, hash_of, insert, outdate, remove, set_state, touch,
 )
 from pylvs.forward.defence cimport drops_packet
-from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is_martian, resolve
+from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is_loopback, is_martian, resolve
 from pylvs.forward.packet cimport (
-    ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, CONTINUE, DEFENCE, DEST_GONE, DROP, FLOW, FORWARD, FRAGMENT, HELD,
-    ICMP_ECHO, ICMP_ERROR, LATER_FRAGMENT, MARTIAN, NO_REASON, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST,
-    SCTP, SYN, TABLE_FULL, TCP, TRUNCATED, TOO_BIG, TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment,
-    is_mapped4, parse, same16, ttl_of, wire_length,
+    AH, ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, BAD_OPTION, CONTINUE, DEFENCE, DEST_GONE, DROP, ESP, FLOW, FORWARD,
+    GSO_WHOLE, HEADER_CHAIN, HELD, ICMP, ICMP6, ICMP_ECHO, ICMP_ERROR, IPSEC, LATER_FRAGMENT, LOOPBACK_SERVER,
+    MARTIAN, ND_SOLICITATION, NO_REASON, NO_ROUTE, NO_SERVER, OPTIONED, PASS, REPLY, RST, SCTP, SYN, TABLE_FULL, TCP,
+    TOO_BIG, TRUNCATED, TTL_EXCEEDED, TX_FULL, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse,
+    same16, ttl_of, wire_length,
 )
 from pylvs.forward.pick cimport choose_server
-from pylvs.forward.plane cimport Plane, has_room, retry_held
+from pylvs.forward.plane cimport HEADROOM, Plane, has_room, retry_held, scratch
+from pylvs.forward.reassembly cimport Datagram, assemble, book, release, take
 from pylvs.forward.sctp cimport (
     CHUNK_ABORT, CHUNK_INIT, NO_CHUNK, NO_EVENT, SCTP_CLOSED, event_of, first_chunk, next_sctp,
 )
 from pylvs.forward.snapshot cimport (
-    MASQ, NO_SLOT, ROUTE, TUNNEL, DestSlot, Entry, Svc, find_marked, find_service, is_nat_server, is_vip,
-    mark_address,
+    MASQ, NO_SLOT, ROUTE, TUNNEL, DestSlot, Entry, Svc, find_marked, find_service, is_nat_address, is_nat_server,
+    is_vip, mark_address,
 )
 from pylvs.forward.state cimport (
     CLOSE, ESTABLISHED, FIN_WAIT, INPUT, INPUT_ONLY, OUTPUT, TIME_WAIT, next_tcp,
@@ -81,10 +83,12 @@ cdef inline int process_batch(Plane* plane, Frame* frames, int count, uint64_t n
         if likely(r.verdict == CONTINUE):
             if unlikely(not plane.snapshot.serves[flows[i].family]):
                 r.verdict = PASS  # without any service of its family the kernel's IPVS is out of the way altogether
-            elif likely(flows[i].kind == FLOW):
-                r.verdict = <uint8_t>decide(plane, &frames[i], &flows[i], hashes[i], r)
-            else:
+            elif unlikely(flows[i].kind != FLOW):
                 r.verdict = <uint8_t>decide_other(plane, &frames[i], &flows[i], r)
+                if r.verdict == CONTINUE:
+                    hashes[i] = hash_of(&plane.table, &flows[i])
+            if likely(r.verdict == CONTINUE):
+                r.verdict = <uint8_t>decide(plane, &frames[i], &flows[i], hashes[i], r)
         if likely(r.verdict != HELD):
             count_verdict(&plane.totals, r.verdict, r.reason)
     return count
@@ -98,7 +102,7 @@ cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Resul
     cdef uint8_t side
     cdef uint32_t index = find(&plane.table, flow, h, &side)
     if unlikely(frame.offload.gso_type or frame.offload.flags):
-        if not offload.sane(frame, flow):
+        if not (plane.at_whole and frame.offload.gso_type == GSO_WHOLE) and not offload.sane(frame, flow):
             r.reason = BAD_OFFLOAD
             return DROP
         if flow.proto == SCTP:
@@ -198,7 +202,6 @@ cdef inline bint begins_sctp(Plane* plane, Frame* frame, Flow* flow) noexcept no
 cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
     """The first packet of a flow: find the service, pick a real server, create the connection."""
     cdef Svc* svc
-    cdef Entry* entry
     cdef Conn* c
     cdef uint32_t index
     cdef int verdict
@@ -209,11 +212,7 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
             r.reason = TRUNCATED
             return DROP
         return leave(plane, frame, flow, r)
-    svc = NULL
-    if plane.snapshot.mark_count:
-        svc = find_marked(plane.snapshot, flow.family, flow.proto, flow.src, flow.dst, flow.dport)
-    if svc is NULL:
-        svc = find_service(plane.snapshot, flow.proto, flow.dst, flow.dport)
+    svc = service_for(plane, flow)
     if svc is NULL:
         return leave(plane, frame, flow, r)
     if unlikely(plane.defence.drop_rate) and drops_packet(&plane.defence):
@@ -226,20 +225,7 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
     if is_martian(plane.fib, flow.src):
         r.reason = MARTIAN
         return DROP
-    if svc.persistent:
-        index = persist(plane, flow, svc, &r.reason)
-    else:
-        entry = NULL
-        if svc.mark or svc.port == flow.dport:  # a service of all ports serves persistent clients only
-            entry = choose_server(plane.snapshot, svc, plane.slots, plane.cursors)
-        if entry is NULL:
-            index = NOBODY
-            r.reason = NO_SERVER
-        else:
-            index = create(
-                plane, flow, svc, entry.dest, entry.method, entry.address, entry.port if entry.port else flow.dport
-            )
-            r.reason = TABLE_FULL if index == NOBODY else NO_REASON
+    index = connect(plane, flow, svc, &r.reason)
     if index == NOBODY:
         if r.reason == TABLE_FULL:
             return DROP
@@ -255,6 +241,32 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
         remove(&plane.table, index)
         r.conn = NOBODY
     return verdict
+
+
+cdef inline Svc* service_for(Plane* plane, Flow* flow) noexcept nogil:
+    """The service that a new flow asks for: by its mark if it has one, else by its address; NULL if there is none."""
+    cdef Svc* svc = NULL
+    if plane.snapshot.mark_count:
+        svc = find_marked(plane.snapshot, flow.family, flow.proto, flow.src, flow.dst, flow.dport)
+    if svc is NULL:
+        svc = find_service(plane.snapshot, flow.proto, flow.dst, flow.dport)
+    return svc
+
+
+cdef inline uint32_t connect(Plane* plane, Flow* flow, Svc* svc, uint8_t* reason) noexcept nogil:
+    """A new connection of `flow` to a real server of `svc`; NOBODY with a reason if there can be none."""
+    cdef Entry* entry = NULL
+    cdef uint32_t index
+    if svc.persistent:
+        return persist(plane, flow, svc, reason)
+    if svc.mark or svc.port == flow.dport:  # a service of all ports serves persistent clients only
+        entry = choose_server(plane.snapshot, svc, plane.slots, plane.cursors)
+    if entry is NULL:
+        reason[0] = NO_SERVER
+        return NOBODY
+    index = create(plane, flow, svc, entry.dest, entry.method, entry.address, entry.port if entry.port else flow.dport)
+    reason[0] = TABLE_FULL if index == NOBODY else NO_REASON
+    return index
 
 
 cdef inline bint usable(Plane* plane, Conn* template) noexcept nogil:
@@ -392,16 +404,23 @@ cdef inline int forward(Plane* plane, Frame* frame, Flow* flow, Conn* c, Result*
 
 
 cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embedded* inner, Result* r) noexcept nogil:
-    """Send a client's packet, or (with `inner`) its ICMP error, to the connection's real server."""
+    """Send a client's packet, or (with `inner`) its ICMP error, to the connection's real server.
+
+    An `inner` that begins nowhere stands for a packet without ports, which is not quoted anywhere either.
+    """
     cdef Hop* hop = hop_of(plane, c)
     cdef uint8_t outer_family = 4
     cdef uint32_t mtu = hop.mtu
+    cdef uint32_t room, taken
     if unlikely(hop.status != HOP_READY):
         if hop.status == HOP_NONE:
             r.reason = NO_ROUTE
             return DROP
         if hop.status == HOP_LOCAL and c.method != MASQ:
             return PASS  # the host itself is the real server, and has the VIP
+        if hop.status == HOP_LOCAL and is_loopback(c.daddr):
+            r.reason = LOOPBACK_SERVER
+            return DROP
     if hop.status != HOP_LOCAL:
         if unlikely(ttl_of(frame, flow) <= 1):
             r.reason = TTL_EXCEEDED
@@ -409,19 +428,35 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
         decrement_ttl(frame, flow)
     if c.method == TUNNEL:
         outer_family = 4 if is_mapped4(c.daddr) else 6
-        mtu = mtu - tun.overhead(outer_family) if mtu > 68 + tun.overhead(outer_family) else 68
-    if unlikely(wire_length(frame, flow) > mtu) and dont_fragment(frame, flow):
+        mtu = tun.path_mtu(plane, c.dest, hop)
+        taken = tun.overhead(&plane.slots[c.dest], outer_family)
+        room = mtu - taken if mtu > 68 + taken else 68
+    else:
+        room = mtu
+    if unlikely(needed(plane, frame, flow) > room) and dont_fragment(frame, flow):
         if flow.family == 6 or c.method != TUNNEL or plane.settings.pmtu_disc:
             r.reason = TOO_BIG
-            return icmp.complain_size(plane, frame, flow, mtu, flow.dst, &r.reason)
+            return icmp.complain_size(plane, frame, flow, room, flow.dst, &r.reason)
     if c.method == ROUTE:
         return dr.send(plane, frame, flow, hop, &r.reason)
     if c.method == MASQ:
         if inner is not NULL:
-            icmp.translate_in(frame, flow, inner, c)
+            if inner.l3:
+                icmp.translate_in(frame, flow, inner, c)
+            else:
+                ipsec.rewrite_in(frame, flow, c)
             return dr.send(plane, frame, flow, hop, &r.reason)
         return nat.send_in(plane, frame, flow, c, hop, &r.reason)
-    return tun.send(plane, frame, flow, outer_family, c.daddr, hop, &r.reason)
+    return tun.send(plane, frame, flow, c, outer_family, hop, mtu, &r.reason)
+
+
+cdef inline uint32_t needed(Plane* plane, Frame* frame, Flow* flow) noexcept nogil:
+    """The MTU that a packet needs if it may not be fragmented; an IPv6 datagram in fragments: that of the largest."""
+    if likely(frame.offload.gso_type == 0):
+        return flow.end - flow.l3
+    if frame.offload.gso_type == GSO_WHOLE and flow.family == 6:
+        return plane.whole.largest
+    return wire_length(frame, flow)
 
 
 cdef inline void reply_hop(Plane* plane, Flow* flow, Conn* c, Hop* hop) noexcept nogil:
@@ -453,7 +488,7 @@ cdef inline int routable(Plane* plane, Frame* frame, Flow* flow, Hop* hop, Resul
     if unlikely(ttl_of(frame, flow) <= 1):
         r.reason = TTL_EXCEEDED
         return icmp.complain_ttl(plane, frame, flow, NULL, &r.reason)
-    if unlikely(wire_length(frame, flow) > hop.mtu) and dont_fragment(frame, flow):
+    if unlikely(needed(plane, frame, flow) > hop.mtu) and dont_fragment(frame, flow):
         r.reason = TOO_BIG
         return icmp.complain_size(plane, frame, flow, hop.mtu, NULL, &r.reason)
     decrement_ttl(frame, flow)
@@ -544,10 +579,14 @@ cdef inline bint ours_alone(Plane* plane, const uint8_t* address) noexcept nogil
 
 
 cdef inline int decide_other(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
-    """Everything but TCP, UDP and SCTP packets with ports."""
+    """Everything but TCP, UDP and SCTP packets with ports; CONTINUE for one that has turned out to be such."""
     cdef uint8_t target[16]
     if flow.kind == ICMP_ERROR:
         return related(plane, frame, flow, r)
+    if flow.kind == IPSEC:
+        return follow(plane, frame, flow, r)
+    if flow.kind == OPTIONED:
+        return optioned(plane, frame, flow, r)
     if flow.kind == ARP_REQUEST:
         if ours_alone(plane, flow.dst) and not same16(flow.src, flow.dst):
             return answer.answer_arp(plane, frame, flow)
@@ -557,24 +596,97 @@ cdef inline int decide_other(Plane* plane, Frame* frame, Flow* flow, Result* r) 
         return answer.answer_nd(plane, frame, flow) if ours_alone(plane, target) else PASS
     if flow.kind == ICMP_ECHO:
         return answer.answer_echo(plane, frame, flow, &r.reason) if ours_alone(plane, flow.dst) else PASS
-    if flow.kind == LATER_FRAGMENT and (flow.proto == TCP or flow.proto == UDP) and is_vip(plane.snapshot, flow.dst):
-        r.reason = FRAGMENT
-        return DROP
+    if flow.kind == LATER_FRAGMENT and concerns(plane, flow):
+        return collect(plane, frame, flow, r)
     return PASS
+
+
+cdef inline int optioned(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """A flow's packet with IPv4 options: what they ask to be recorded is, and then it is like any other (CONTINUE)."""
+    cdef uint8_t side
+    cdef uint32_t index = find(&plane.table, flow, hash_of(&plane.table, flow), &side)
+    cdef uint32_t wrong = options.walk(plane, frame.data + flow.l3, flow.l4 - flow.l3, NULL)
+    flow.kind = FLOW
+    if wrong:
+        if index == NOBODY and not is_vip(plane.snapshot, flow.dst):
+            return PASS
+        r.reason = BAD_OPTION
+        if wrong == options.SOURCE_ROUTED:
+            return DROP
+        return icmp.complain(plane, frame, flow, icmp.PARAMETER_PROBLEM4, wrong << 24, flow.dst, &r.reason)
+    options.update(
+        plane, frame, flow, &plane.table.pool[index].vaddr[0] if side == SIDE_SERVER else &flow.dst[0]
+    )
+    return CONTINUE
+
+
+# ------------------------------------------------------------------------------------------------------ fragments
+
+
+cdef inline bint concerns(Plane* plane, Flow* flow) noexcept nogil:
+    """May a fragment belong to a balanced datagram? It goes to a VIP, or comes from a real server behind NAT."""
+    if flow.proto != TCP and flow.proto != UDP and flow.proto != SCTP and flow.proto != ESP and flow.proto != AH:
+        if flow.proto != (ICMP if flow.family == 4 else ICMP6):
+            return False
+    return is_vip(plane.snapshot, flow.dst) or is_nat_address(plane.snapshot, flow.src)
+
+
+cdef inline int collect(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """A fragment: it waits for the others, or completes a datagram, which is then decided as any packet is."""
+    cdef Frame whole
+    cdef Datagram* d = NULL
+    cdef uint32_t count
+    cdef uint32_t first = plane.out_count
+    cdef uint32_t i
+    cdef uint16_t cause = plane.cause
+    cdef int verdict = take(plane.reassembly, &plane.totals, frame, flow, plane.now, &d, &r.reason)
+    if verdict != CONTINUE:
+        return verdict
+    memset(&whole, 0, sizeof(Frame))
+    whole.headroom = HEADROOM
+    whole.link = frame.link
+    whole.offload.gso_type = GSO_WHOLE
+    whole.data = scratch(plane, d.head + d.total)
+    assemble(d, whole.data, &whole.length, &plane.whole)
+    count = d.count
+    release(plane.reassembly, d)
+    if plane.at_whole:  # fragments in fragments
+        r.reason = HEADER_CHAIN
+        book(&plane.totals, count - 1, DROP, HEADER_CHAIN)
+        return DROP
+    plane.at_whole = True
+    i = <uint32_t>process_batch(plane, &whole, 1, plane.now, r)  # books one of the fragments
+    plane.at_whole = False
+    plane.cause = cause
+    if i == 0:
+        r.reason = TX_FULL
+        book(&plane.totals, count - 1, DROP, TX_FULL)
+        return DROP
+    for i in range(first, plane.out_count):
+        plane.out[i].cause = cause
+    book(&plane.totals, count - 1 if r.verdict == HELD else count - 2, r.verdict, r.reason)
+    return r.verdict
 
 
 cdef inline int related(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
     """An ICMP error: if it speaks of one of our connections, translate it and send it the connection's way."""
     cdef icmp.Embedded inner
+    cdef tunnelled.Quoted quoted
     cdef uint8_t side
     cdef uint32_t index
     cdef Conn* c
     cdef Hop hop
     cdef int verdict
+    if tunnelled.parse_quoted(frame, flow, &quoted):
+        index = tunnelled.connection(plane, &quoted)
+        if index != NOBODY:
+            return about_tunnel(plane, frame, flow, &quoted, index, r)
     if not icmp.parse_embedded(frame, flow, &inner):
         return PASS
     index = find(&plane.table, &inner.flow, hash_of(&plane.table, &inner.flow), &side)
     if index == NOBODY:
+        if plane.settings.schedule_icmp:
+            return schedule_error(plane, frame, flow, &inner, r)
         return PASS
     c = &plane.table.pool[index]
     r.conn = index
@@ -592,4 +704,82 @@ cdef inline int related(Plane* plane, Frame* frame, Flow* flow, Result* r) noexc
         return verdict
     book_out(plane, c.dest, flow.end - flow.l3)
     icmp.translate_out(frame, flow, &inner, c)
+    return dr.send(plane, frame, flow, &hop, &r.reason)
+
+
+cdef inline int about_tunnel(
+    Plane* plane, Frame* frame, Flow* flow, tunnelled.Quoted* quoted, uint32_t index, Result* r
+) noexcept nogil:
+    """An ICMP error about a tunnel packet of ours: the client hears of it."""
+    cdef Conn* c = &plane.table.pool[index]
+    r.conn = index
+    r.dest = c.dest
+    r.service = plane.dests[c.dest].service
+    if not icmp.intact(frame, flow):
+        r.reason = BAD_CHECKSUM
+        return DROP
+    book_out(plane, c.dest, flow.end - quoted.flow.l3)
+    return tunnelled.relay(plane, frame, flow, quoted, c, hop_of(plane, c), &r.reason)
+
+
+cdef inline int schedule_error(
+    Plane* plane, Frame* frame, Flow* flow, icmp.Embedded* inner, Result* r
+) noexcept nogil:
+    """With schedule_icmp, an error about a flow that nobody knows chooses a server as that flow's client would."""
+    cdef Svc* svc = service_for(plane, &inner.flow)
+    cdef uint32_t index
+    cdef Conn* c
+    if svc is NULL:
+        return PASS
+    r.service = svc.slot
+    if not icmp.intact(frame, flow):
+        r.reason = BAD_CHECKSUM
+        return DROP
+    if is_martian(plane.fib, inner.flow.src):
+        r.reason = MARTIAN
+        return DROP
+    index = connect(plane, &inner.flow, svc, &r.reason)
+    if index == NOBODY:
+        return DROP
+    c = &plane.table.pool[index]
+    r.conn = index
+    r.dest = c.dest
+    book_in(plane, c.dest, flow.end - flow.l3)
+    return send(plane, frame, flow, c, inner, r)
+
+
+cdef inline int follow(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcept nogil:
+    """ESP or AH: the way of the ISAKMP connection between the same addresses, or the host's own business."""
+    cdef Flow isakmp
+    cdef icmp.Embedded nothing
+    cdef Hop hop
+    cdef uint8_t side
+    cdef uint32_t index
+    cdef Conn* c
+    cdef int verdict
+    ipsec.key(flow, &isakmp)
+    index = find(&plane.table, &isakmp, hash_of(&plane.table, &isakmp), &side)
+    if index == NOBODY or plane.table.pool[index].expires <= plane.now:
+        return PASS
+    c = &plane.table.pool[index]
+    r.conn = index
+    r.dest = c.dest
+    r.service = plane.dests[c.dest].service
+    if side == SIDE_CLIENT:
+        if not plane.slots[c.dest].available:
+            r.reason = DEST_GONE
+            return DROP
+        book_in(plane, c.dest, flow.end - flow.l3)
+        nothing.l3 = 0
+        verdict = send(plane, frame, flow, c, &nothing, r)
+        c.packets += 1
+        touch(c, plane.now)
+        return verdict
+    resolve(plane.fib, c.caddr, flow.family == 6, False, &hop)
+    verdict = routable(plane, frame, flow, &hop, r)
+    if verdict != CONTINUE:
+        return verdict
+    book_out(plane, c.dest, flow.end - flow.l3)
+    touch(c, plane.now)
+    ipsec.rewrite_out(frame, flow, c)
     return dr.send(plane, frame, flow, &hop, &r.reason)

@@ -15,6 +15,7 @@ from pylvs.forward.fib cimport HOP_LOCAL, HOP_READY, HOP_UNRESOLVED, NO_LINK, Fi
 from pylvs.forward.packet cimport (
     DROP, FORWARD, HELD, LINK_DOWN, NO_NEIGHBOUR, NO_ROUTE, Frame, Offload, same16,
 )
+from pylvs.forward.reassembly cimport Reassembly, Whole
 from pylvs.forward.snapshot cimport DestSlot, ServiceSlot, Snapshot
 from pylvs.forward.state cimport Timeouts
 from pylvs.forward.stats cimport Counters, Totals, count_verdict
@@ -62,6 +63,8 @@ cdef struct DestLocal:
     Counters counters
     Hop hop
     uint32_t service
+    uint32_t pmtu  # learnt from routers; 0: nothing learnt
+    uint64_t pmtu_expires
 
 
 cdef struct Settings:
@@ -72,6 +75,7 @@ cdef struct Settings:
     uint32_t nat_icmp_send
     uint32_t pmtu_disc
     uint32_t expire_quiescent_template
+    uint32_t schedule_icmp
 
 
 cdef struct Plane:
@@ -102,6 +106,10 @@ cdef struct Plane:
     uint16_t ip_id
     int64_t icmp_tokens  # in ns worth of refill
     uint64_t icmp_refilled
+    Reassembly* reassembly
+    Whole whole  # of the frame at work, if at_whole; its gso_type is GSO_WHOLE
+    bint at_whole
+    uint32_t frag_id
 
 
 cdef inline uint8_t* scratch(Plane* plane, uint32_t size) noexcept nogil:

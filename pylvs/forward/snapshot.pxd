@@ -26,6 +26,17 @@ cdef enum Method:
     BYPASS = 4
 
 
+cdef enum TunnelType:
+    TUN_IPIP = 0
+    TUN_GUE = 1
+    TUN_GRE = 2
+
+
+cdef enum TunnelFlag:
+    TUN_CSUM = 1
+    TUN_REMCSUM = 2
+
+
 cdef enum PickKind:
     PICK_NONE = 0
     PICK_CURSOR  # the next entry of a weighted round
@@ -55,6 +66,9 @@ cdef struct DestSlot:
     uint32_t weight
     uint32_t method
     uint32_t port
+    uint8_t tun_type  # how a tunnel to it is wrapped; an edit holds for living connections too
+    uint8_t tun_flags
+    uint16_t tun_port  # GUE
 
 
 cdef struct ServiceSlot:
@@ -121,6 +135,7 @@ cdef struct Snapshot:
     uint32_t vip_mask
     uint32_t* replies  # open addressing over entries: NAT real servers by (protocol, address, port)
     uint8_t* reply_proto
+    uint32_t* masked  # open addressing over entries: NAT real servers by address alone
     uint32_t reply_mask
     uint32_t generation
     MarkRule* marks
@@ -205,6 +220,16 @@ cdef inline bint is_vip(Snapshot* s, const uint8_t* address) noexcept nogil:
         if same16(s.services[s.vips[i]].address, address):
             return True
         i = (i + 1) & s.vip_mask
+    return False
+
+
+cdef inline bint is_nat_address(Snapshot* s, const uint8_t* address) noexcept nogil:
+    """Is any real server at this address reached by NAT?"""
+    cdef uint32_t i = address_slot(0, address, 0) & s.reply_mask
+    while s.masked[i] != NO_SLOT:
+        if same16(s.entries[s.masked[i]].address, address):
+            return True
+        i = (i + 1) & s.reply_mask
     return False
 
 
