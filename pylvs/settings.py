@@ -26,6 +26,7 @@ class Range:
 
 
 INT = 2**31 - 1
+DAYS = INT // 250  # seconds that the kernel's signed count of 250 Hz ticks can hold
 #: name -> range; those marked in `EFFECTIVE` change what the director does, the others are only kept
 TABLE: dict[str, Range] = {
     "am_droprate": Range(10, -INT, INT),
@@ -40,6 +41,8 @@ TABLE: dict[str, Range] = {
     "expire_quiescent_template": Range(0, -INT, INT),
     "ignore_tunneled": Range(0, -INT, INT),
     "ip_vs_ftp": Range(0, 0, 1),
+    "lblc_expiration": Range(86400, -DAYS, DAYS),
+    "lblcr_expiration": Range(86400, -DAYS, DAYS),
     "nat_icmp_send": Range(0, -INT, INT),
     "pmtu_disc": Range(1, -INT, INT),
     "run_estimation": Range(1, -INT, INT),
@@ -49,7 +52,17 @@ TABLE: dict[str, Range] = {
     "sloppy_tcp": Range(0, -INT, INT),
     "snat_reroute": Range(1, -INT, INT),
 }
-EFFECTIVE = frozenset({"conn_reuse_mode", "expire_nodest_conn", "nat_icmp_send", "pmtu_disc", "sloppy_tcp"})
+EFFECTIVE = frozenset(
+    {
+        "conn_reuse_mode",
+        "expire_nodest_conn",
+        "lblc_expiration",
+        "lblcr_expiration",
+        "nat_icmp_send",
+        "pmtu_disc",
+        "sloppy_tcp",
+    }
+)
 
 
 class Settings(MutableMapping[str, int]):

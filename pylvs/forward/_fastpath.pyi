@@ -7,7 +7,7 @@ DEST_CAPACITY: Final[int]
 SERVICE_CAPACITY: Final[int]
 LINK_CAPACITY: Final[int]
 
-_Pick = tuple[int, int, int, int, int, int, bool, int]
+_Pick = tuple[int, int, int, int, int, int, bool, int, int, bytes]
 _Entry = tuple[int, int, int, int, int, bytes]
 _Service = tuple[int, int, bytes, int, int, bool, _Pick, list[_Entry]]
 _Connection = tuple[int, int, int, int, int, bytes, int, bytes, int, bytes, int, int, int, int, int]

@@ -12,6 +12,7 @@ from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, P
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from pylvs.forward._sys cimport acquire, load32, release
+from pylvs.forward.cache cimport CACHE_ENTRIES, CACHE_HEADS, CACHE_MEMBERS, CacheEntry, Member
 from pylvs.forward.conn cimport Conn, expire
 from pylvs.forward.fib cimport (
     MAX_LINKS, NO_LINK, Fib as FibStruct, FibLink, FibNeighbour, FibRange, FibRoute, neighbour_slot,
@@ -120,7 +121,7 @@ cdef class Slots:
 cdef class Snapshot:
     """A compiled configuration. `services` is a list of
     (protocol number, family, address16, port, slot, one_packet, pick, entries), where `pick` is (kind, cost, rule,
-    step, top, epoch, fresh, level) and `entries` a list of (slot, weight, method, family, port, address16)"""
+    step, top, epoch, fresh, level, options, table of positions as 32-bit words) and `entries` a list of (slot, weight, method, family, port, address16)"""
 
     cdef SnapshotStruct s
     cdef object keep
@@ -130,13 +131,15 @@ cdef class Snapshot:
         cdef Svc* svc
         cdef Entry* entry
         cdef uint32_t at = 0
+        cdef uint32_t filled = 0
         cdef uint32_t i
-        cdef bytes address
+        cdef bytes address, table
         self.s.service_count = len(services)
         self.s.generation = generation
         self.s.guarded = guarded
         self.s.services = <Svc*>self._new(len(services) * sizeof(Svc))
         self.s.entries = <Entry*>self._new(count * sizeof(Entry))
+        self.s.tables = <uint32_t*>self._new(sum([len(service[6][9]) for service in services]))
         self.s.index_mask = table_size(len(services)) - 1
         self.s.vip_mask = self.s.index_mask
         self.s.reply_mask = table_size(count) - 1
@@ -156,7 +159,11 @@ cdef class Snapshot:
             svc.one_packet = one_packet
             memcpy(svc.address, <const uint8_t*>address, 16)
             (svc.pick.kind, svc.pick.cost, svc.pick.rule, svc.pick.step, svc.pick.top, svc.pick.epoch,
-             svc.pick.fresh, svc.pick.level) = pick
+             svc.pick.fresh, svc.pick.level, svc.pick.options, table) = pick
+            svc.pick.slots = self.s.tables + filled
+            svc.pick.size = <uint32_t>(len(table) // 4)
+            memcpy(svc.pick.slots, <const uint8_t*>table, len(table))
+            filled += svc.pick.size
             svc.first = at
             svc.count = len(entries)
             for dest, weight, method, rip_family, rip_port, address in entries:
@@ -194,6 +201,7 @@ cdef class Snapshot:
     def __dealloc__(self):
         free(self.s.services)
         free(self.s.entries)
+        free(self.s.tables)
         free(self.s.index)
         free(self.s.vips)
         free(self.s.replies)
@@ -305,6 +313,12 @@ cdef class Core:
         p.slots = slots.slots
         p.dests = <DestLocal*>reserve(MAX_DESTS * sizeof(DestLocal))
         p.cursors = <ServiceSlot*>reserve(MAX_SERVICES * sizeof(ServiceSlot))
+        p.cache.entries = <CacheEntry*>reserve(<size_t>(CACHE_ENTRIES + 1) * sizeof(CacheEntry))
+        p.cache.heads = <uint32_t*>reserve(CACHE_HEADS * 4)
+        p.cache.members = <Member*>reserve(<size_t>(CACHE_MEMBERS + 1) * sizeof(Member))
+        p.cache.fresh = 1
+        p.cache.fresh_member = 1
+        p.random = p.table.key0 ^ p.table.key1
         p.services = <Counters*>reserve(MAX_SERVICES * sizeof(Counters))
         p.out = <TxFrame*>reserve(OUT_CAPACITY * sizeof(TxFrame))
         p.arena = <uint8_t*>reserve(ARENA_SIZE)
@@ -313,6 +327,7 @@ cdef class Core:
         default_timeouts(&p.timeouts)
         p.settings.conn_reuse_mode = 1
         p.settings.pmtu_disc = 1
+        p.settings.lblc_expiration = p.settings.lblcr_expiration = <uint64_t>86400 * 1000000000
         p.icmp_tokens = 1000000000
         self.adopt_fib(fib)
         self.adopt(Snapshot([]))
@@ -326,6 +341,9 @@ cdef class Core:
         munmap(p.table.heads, <size_t>(p.table.mask + 1) * 4)
         munmap(p.dests, MAX_DESTS * sizeof(DestLocal))
         munmap(p.cursors, MAX_SERVICES * sizeof(ServiceSlot))
+        munmap(p.cache.entries, <size_t>(CACHE_ENTRIES + 1) * sizeof(CacheEntry))
+        munmap(p.cache.heads, CACHE_HEADS * 4)
+        munmap(p.cache.members, <size_t>(CACHE_MEMBERS + 1) * sizeof(Member))
         munmap(p.services, MAX_SERVICES * sizeof(Counters))
         munmap(p.out, OUT_CAPACITY * sizeof(TxFrame))
         munmap(p.arena, ARENA_SIZE)
@@ -374,6 +392,8 @@ cdef class Core:
         s.conn_reuse_mode = settings["conn_reuse_mode"]
         s.nat_icmp_send = settings["nat_icmp_send"]
         s.pmtu_disc = settings["pmtu_disc"]
+        s.lblc_expiration = <uint64_t>max(settings["lblc_expiration"], 0) * 1000000000
+        s.lblcr_expiration = <uint64_t>max(settings["lblcr_expiration"], 0) * 1000000000
         memset(&command, 0, sizeof(command))
         command.kind = TUNE
         command.pointer = &timeouts

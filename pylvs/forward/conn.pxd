@@ -263,9 +263,15 @@ cdef inline void touch(Conn* c, uint64_t now) noexcept nogil:
 
 
 cdef inline void set_state(ConnTable* t, Conn* c, uint8_t state, uint32_t timeout) noexcept nogil:
-    """Enter a state: its timeout, and whether the connection counts as active for its server."""
+    """Enter a state: its timeout, and whether the connection counts as active for its server.
+
+    The wheel finds out by itself that a connection lives longer, but must be told that it ends sooner.
+    """
     cdef bint active = is_active(c.proto, state)
     c.state = state
+    if timeout < c.timeout and c.flags & F_HASHED:
+        unlink_wheel(t, c)
+        link_wheel(t, <uint32_t>(c - t.pool), wheel_slot(t, (t.hand << WHEEL_SHIFT) + <uint64_t>timeout * 1000000))
     c.timeout = timeout
     if active == (c.flags & F_INACTIVE == 0):
         return

@@ -177,7 +177,7 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
         return DROP
     entry = NULL
     if svc.port == flow.dport:  # port zero serves persistent clients only
-        entry = choose_server(plane.snapshot, svc, plane.slots, plane.cursors)
+        entry = choose_server(plane, svc, flow)
     if entry is NULL:
         r.reason = NO_SERVER
         return icmp.complain_port(plane, frame, flow, flow.dst, &r.reason)
