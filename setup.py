@@ -5,6 +5,7 @@ UndefinedBehaviorSanitizer) or ``coverage`` (gcov, with line numbers of the .pxd
 """
 
 import os
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -32,6 +33,15 @@ MODULES = [
     "pylvs.worker",
 ]
 
+
+
+def outdated() -> bool:
+    """Is any declaration newer than any generated file? Cython does not follow ``from package cimport module``."""
+    newest = max(path.stat().st_mtime for path in Path("pylvs").rglob("*.pxd"))
+    generated = [Path(f"build/{mode}-c", name.replace(".", "/") + ".c") for name in MODULES]
+    return any(not path.exists() or path.stat().st_mtime < newest for path in generated)
+
+
 setup(
     ext_modules=cythonize(
         [
@@ -39,6 +49,7 @@ setup(
             for name in MODULES
         ],
         build_dir=f"build/{mode}-c",
+        force=outdated(),
         emit_linenums=mode == "coverage",
         compiler_directives={
             "language_level": 3,

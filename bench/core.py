@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, instead of this folder
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, instead of this folder
 
-from bench import report  # noqa: E402
-from pylvs import Director  # noqa: E402
+from bench import report
+from pylvs import Director
 
 Frames = list[tuple[int, bytes]]
 
@@ -87,7 +88,7 @@ def udp(macs: str, source: tuple[bytes, int], target: tuple[bytes, int]) -> byte
 
 def checksum(data: bytes) -> int:
     """Internet checksum (RFC 1071) of an even number of bytes."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF
 
@@ -205,7 +206,8 @@ def main() -> int:
     counts = [int(word) for word in options.flows.split(",")]
     if min(counts) < 1 or options.repeats < 1:
         parser.error("--flows and --repeats start at 1")
-    say, results = report.Progress(), []
+    say = report.Progress()
+    results: list[dict[str, Any]] = []
     result: dict[str, Any] = {"facts": report.facts(), "options": vars(options), "rows": results}
 
     def measure(name: str, flows: int, once: Callable[[], float]) -> None:

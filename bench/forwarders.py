@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bench.interrupts import held
 from bench.meter import Meter
 from bench.setup_load import ROOT, load
 from bench.topology import DROP_ALL, SERVERS, VIP, BenchError, Topology, mac_bytes
@@ -118,8 +119,9 @@ class Bare(Forwarder):
         try:
             yield counters
         finally:
-            forwarder.stop()
-            thread.join()
+            with held():
+                forwarder.stop()
+                thread.join()
             names = ("received", "forwarded", "other", "truncated", "refused", "overruns", "polls", "calls")
             counters.update({name: getattr(forwarder, name) for name in names})
             forwarder.close()
@@ -197,9 +199,13 @@ def daemon(topology: Topology) -> Iterator[int]:
     """`pylvs daemon` on the director's two links; yields its process id once it forwards."""
     command = topology.command("director", *PYLVS, "daemon", "--interface", "dc", "--interface", "ds")
     devnull = subprocess.DEVNULL
-    process = subprocess.Popen(command, stdin=devnull, stdout=devnull, stderr=subprocess.PIPE, cwd=ROOT)
+    process: subprocess.Popen[bytes] | None = None
     said: deque[bytes] = deque(maxlen=20)
     try:
+        with held():
+            process = subprocess.Popen(
+                command, stdin=devnull, stdout=devnull, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
+            )
         said.append(_until_ready(process))
         threading.Thread(target=said.extend, args=(process.stderr,), daemon=True).start()
         yield process.pid
@@ -207,12 +213,14 @@ def daemon(topology: Topology) -> Iterator[int]:
             words = b"".join(said).decode(errors="replace").strip()
             raise BenchError(f"pylvs daemon ended with {process.returncode} while it was measured: {words}")
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with held():
+            if process is not None:
+                process.terminate()
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
 
 def ipvsadm(topology: Topology, *words: str) -> None:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from bench.interrupts import held
 from bench.setup_load import load
 from bench.topology import FIRST_FLOW, VIP, Topology, mac_bytes
 
@@ -73,7 +74,7 @@ class SocketFrames:
     """Sends through an AF_PACKET socket in bursts."""
 
     name = "AF_PACKET sendmmsg"
-    thread = None
+    thread: int | None = None
 
     def __init__(self, topology: Topology, frame: bytes, burst: int = 32) -> None:
         with topology.inside("client"):
@@ -110,6 +111,7 @@ class LiveFrames:
         self._entries = mmap.mmap(self._flows_fd, 24 * MAX_FLOWS)
         self._program = load_program(self._assemble(link))
         self._known = 0
+        interruptible()
         self.thread: int | None = None
 
     def close(self) -> None:
@@ -130,17 +132,17 @@ class LiveFrames:
             signalled.wait()  # a thread that is gone must not be signalled
 
         thread = threading.Thread(target=work, daemon=True)
-        with signals_ignored():
-            thread.start()
-            self.thread = thread.native_id
-            try:
-                end = time.monotonic() + ARM_LIMIT
-                while not self._get(self.IDLE):
-                    if failure or time.monotonic() > end:
-                        raise failure[0] if failure else OSError("the kernel did not start the generator's program")
-                    time.sleep(0.001)
-                yield
-            finally:
+        thread.start()
+        self.thread = thread.native_id
+        try:
+            end = time.monotonic() + ARM_LIMIT
+            while not self._get(self.IDLE):
+                if failure or time.monotonic() > end:
+                    raise failure[0] if failure else OSError("the kernel did not start the generator's program")
+                time.sleep(0.001)
+            yield
+        finally:
+            with held():
                 self._set(self.GO, 0)
                 self.thread = None
                 ending.set()
@@ -352,15 +354,10 @@ def napi(topology: Topology, role: str, link: str) -> None:
         fcntl.ioctl(door, SIOCETHTOOL, struct.pack("=16sQ16x", link.encode(), ctypes.addressof(value)))
 
 
-@contextlib.contextmanager
-def signals_ignored() -> Iterator[None]:
-    """Let SIGALRM interrupt a system call and do nothing else."""
+def interruptible() -> None:
+    """Let SIGALRM interrupt a system call and do nothing else, from now on: one may arrive late."""
 
     def nothing(*_: Any) -> None:
         """The interruption itself is the point."""
 
-    before = signal.signal(signal.SIGALRM, nothing)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    signal.signal(signal.SIGALRM, nothing)

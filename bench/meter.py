@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from bench.interrupts import held
 from bench.setup_load import load
 
 T = TypeVar("T")
@@ -90,23 +91,33 @@ class Meter:
         return "idle time counted by a SCHED_IDLE spinner (no real-time rights: other jobs on the core count as busy)"
 
     def __enter__(self) -> Meter:
-        self._affinity = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {self.load_cpu})
-        if self.realtime:
-            for cpu in (self.load_cpu, self.director_cpu):
-                pid = _kernel_thread(f"ksoftirqd/{cpu}")
-                if pid:
-                    saved = pid, os.sched_getscheduler(pid), os.sched_getparam(pid).sched_priority
-                    self._saved.append(saved)
-                    os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(FORWARDER_PRIORITY))
+        try:
+            with held():
+                self._affinity = os.sched_getaffinity(0)
+                os.sched_setaffinity(0, {self.load_cpu})
+                for cpu in (self.load_cpu, self.director_cpu) if self.realtime else ():
+                    self._raise_ksoftirqd(cpu)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid, policy, priority in self._saved:
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setscheduler(pid, policy, os.sched_param(priority))
-        self._saved.clear()
-        os.sched_setaffinity(0, self._affinity)
+        with held():
+            while self._saved:
+                pid, policy, priority = self._saved.pop()
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setscheduler(pid, policy, os.sched_param(priority))
+            os.sched_setaffinity(0, self._affinity)
+
+    def _raise_ksoftirqd(self, cpu: int) -> None:
+        pid = _kernel_thread(f"ksoftirqd/{cpu}")
+        if pid:
+            policy, priority = os.sched_getscheduler(pid), os.sched_getparam(pid).sched_priority
+            if (policy, priority) == (os.SCHED_FIFO, FORWARDER_PRIORITY):
+                policy, priority = os.SCHED_OTHER, 0  # left so by a run that was killed
+            self._saved.append((pid, policy, priority))
+            os.sched_setscheduler(pid, os.SCHED_FIFO, os.sched_param(FORWARDER_PRIORITY))
 
     def as_forwarder(self, tid: int = 0) -> None:
         """Pin a thread (0: the calling one) to the director's processor, above the spinner."""
@@ -126,9 +137,10 @@ class Meter:
                 os.sched_setscheduler(helper, os.SCHED_FIFO, os.sched_param(SPINNER_PRIORITY))
             yield
         finally:
-            if helper:
-                os.sched_setscheduler(helper, os.SCHED_OTHER, os.sched_param(0))
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            with held():
+                if helper:
+                    os.sched_setscheduler(helper, os.SCHED_OTHER, os.sched_param(0))
+                os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
     def trial(self, work: Callable[[Window], T]) -> tuple[T, Usage]:
         """Run `work` with the spinner on the director's processor; return its result and what it used there."""
@@ -148,8 +160,9 @@ class Meter:
             stolen = steal(self.director_cpu) - stolen
             after = self._calibrate(2)
         finally:
-            self.spinner.stop()
-            thread.join()
+            with held():
+                self.spinner.stop()
+                thread.join()
         # other users of the machine get their share, and the real-time throttle never bites
         time.sleep(max(0.1, (time.monotonic() - began) * 0.3))
         self.best = max(self.best, before, after)

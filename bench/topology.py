@@ -19,6 +19,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.interrupts import held
+
 VIP = "10.9.9.9"
 CLIENT = "10.1.0.1"
 SERVERS = ("10.2.0.1", "10.2.0.2", "10.2.0.3", "10.2.0.4")  # one host, four addresses
@@ -45,7 +47,7 @@ class BenchError(Exception):
 
 def run(*command: str, stdin: str | None = None, check: bool = True) -> str:
     """Run a command; return its output; raise `BenchError` with its words if it fails and `check`."""
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, start_new_session=True)
     if check and done.returncode:
         raise BenchError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
@@ -73,9 +75,10 @@ class Topology:
 
     def __enter__(self) -> Topology:
         require_tools()
-        remove_stale()
         try:
-            self._build()
+            with held():
+                remove_stale()
+                self._build()
         except BaseException:
             self.remove()
             raise
@@ -127,8 +130,9 @@ class Topology:
 
     def remove(self) -> None:
         """Delete the namespaces, and with them every link."""
-        for name in self.names.values():
-            run("ip", "netns", "del", name, check=False)
+        with held():
+            for name in self.names.values():
+                run("ip", "netns", "del", name, check=False)
 
     def ip(self, role: str, *commands: str) -> None:
         """Run `ip` commands inside a namespace, one after the other, in one process."""

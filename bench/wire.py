@@ -10,7 +10,6 @@ docs/reference/benchmarks.md. Exit codes: 0 measured, 1 something failed (said o
 from __future__ import annotations
 
 import argparse
-import signal
 import statistics
 import sys
 import time
@@ -18,10 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, instead of this folder
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, instead of this folder
 
-from bench import report, streams  # noqa: E402
-from bench.forwarders import (  # noqa: E402
+from bench import interrupts, report, streams, tables
+from bench.forwarders import (
     TCP_PORT,
     UDP_PORT,
     Bare,
@@ -33,9 +33,9 @@ from bench.forwarders import (  # noqa: E402
     capture,
     missing,
 )
-from bench.generator import Generator, LiveFrames, SocketFrames, udp_frame  # noqa: E402
-from bench.meter import Meter  # noqa: E402
-from bench.topology import DROP_ALL, BenchError, Topology  # noqa: E402
+from bench.generator import Generator, LiveFrames, SocketFrames, udp_frame
+from bench.meter import Meter
+from bench.topology import DROP_ALL, BenchError, Topology
 
 TRIAL = 0.25  # s of traffic per trial
 TOLERANCE = 0.005  # loss that still counts as lossless
@@ -74,6 +74,9 @@ class Packets:
             if limit:
                 record["generator_pps"] = limit
             try:
+                if isinstance(row, Pylvs) and self.options.search:
+                    with Bare().running(self.bench):  # the floor directly before, for the ratio
+                        record["bare_ns"] = self.cost()
                 with row.running(self.bench) as own:
                     self.measure(row, record)
                 record["counters"] = own
@@ -95,15 +98,16 @@ class Packets:
             with self.generator.armed():
                 warmed += max(1, self.generator.send(0.4, 150e3, flows, flows - warmed).frames)
             time.sleep(0.1)
-        trials = [self.steady(self.options.rate) for _ in range(self.options.trials)]
-        record["trials"] = trials
-        record["ns"] = statistics.median(trial["ns"] for trial in trials)
-        record["loss"] = max(trial["loss"] for trial in trials)
+        record["ns"] = self.cost()
         capacity = 1e9 / record["ns"]
         if self.options.search:
             record.update(self.search(capacity))
         overload = self.trial(2 * capacity)
         record["overload"] = {key: overload[key] for key in ("offered", "delivered", "loss")}
+
+    def cost(self) -> float:
+        """CPU ns per packet at the fixed rate: the median of some trials."""
+        return float(statistics.median(self.steady(self.options.rate)["ns"] for _ in range(self.options.trials)))
 
     def search(self, capacity: float) -> dict[str, Any]:
         """The highest rate of the ladder that arrives whole, and whether the generator set the limit."""
@@ -182,7 +186,7 @@ class Streams:
                 continue
             streams.replies(self.bench.topology, direct)
             record: dict[str, Any] = {
-                "round": number, "row": row.name, "replies": "direct" if direct else "through the director",
+                "round": number, "row": row.name, "replies": "direct" if direct else "router",
             }  # fmt: skip
             try:
                 with row.running(self.bench, both_ways=not direct) as own:
@@ -193,7 +197,7 @@ class Streams:
             except BenchError as error:
                 record["problem"] = str(error)
             self.records.append(record)
-            self.say(f"  round {number}  {row.name:18} replies {record['replies']:21} {self.line(record)}")
+            self.say(f"  round {number}  {row.name:18} replies {record['replies']:6} {self.line(record)}")
 
     def transfer(self, download: bool) -> dict[str, float]:
         """One measured transfer as plain numbers."""
@@ -222,82 +226,6 @@ class Streams:
         return "  ".join(parts)
 
 
-def packets_table(records: list[dict[str, Any]]) -> str:
-    """Medians (min–max) per forwarder and phase; ratios are of the same round."""
-    names = list(dict.fromkeys(record["row"] for record in records))
-    lines = []
-    for label in ("fast", "between", "slow"):
-        for name in names:
-            mine = {r["round"]: r for r in records if r["row"] == name and r["phase"] == label and "ns" in r}
-            if mine:
-                lines.append(packet_line(name, label, mine, records))
-    for name in names:
-        failed = [record for record in records if record["row"] == name and "problem" in record]
-        if failed:
-            lines.append([name, "failed", f"{len(failed)}×", *[""] * 6])
-    headings = ["forwarder", "phase", "rounds", "CPU ns/packet", "above drop", "× kernel", "× bare",
-                "lossless kpps", "overload kpps (loss)"]  # fmt: skip
-    return report.table(headings, lines)
-
-
-def packet_line(name: str, label: str, mine: dict[int, dict[str, Any]], records: list[dict[str, Any]]) -> list[str]:
-    """One line of the packet table."""
-    cost = {number: record["ns"] for number, record in mine.items()}
-
-    def beside(reference: str) -> str:
-        other = {r["round"]: r["ns"] for r in records if r["row"] == reference and "ns" in r}
-        return "1" if name == reference else report.shown(report.ratios(cost, other), 2)
-
-    lossless = report.summarise(record["lossless"] for record in mine.values() if "lossless" in record)
-    bounded = any(record.get("lossless_bounded") for record in mine.values())
-    over = report.summarise(record["overload"]["delivered"] for record in mine.values())
-    lost = report.summarise(record["overload"]["loss"] * 100 for record in mine.values())
-    return [
-        name,
-        label,
-        str(len(mine)),
-        report.shown(report.summarise(cost.values())),
-        report.shown(report.summarise(record["ns"] - record["drop_ns"] for record in mine.values())),
-        beside(Kernel.name),
-        beside(Bare.name),
-        ("≥ " if bounded and lossless else "") + report.shown(lossless, 0, 1e3),
-        f"{report.shown(over, 0, 1e3)} ({lost.median:.0f} %)" if lost else "–",
-    ]
-
-
-def streams_table(records: list[dict[str, Any]]) -> str:
-    """Medians (min–max) per forwarder, way of the replies and direction."""
-    lines = []
-    for replies in ("direct", "through the director"):
-        group = [record for record in records if record["replies"] == replies]
-        for name in dict.fromkeys(record["row"] for record in group):
-            for way in ("upload", "download"):
-                mine = {r["round"]: r[way] for r in group if r["row"] == name and way in r}
-                if not mine:
-                    continue
-
-                def beside(reference: str, key: str, mine: dict[int, Any] = mine, way: str = way, name: str = name,
-                           group: list[dict[str, Any]] = group) -> str:  # fmt: skip
-                    other = {r["round"]: r[way][key] for r in group if r["row"] == reference and way in r}
-                    own = {number: done[key] for number, done in mine.items()}
-                    return "1" if name == reference else report.shown(report.ratios(own, other), 2)
-
-                lines.append([
-                    name, replies, way, str(len(mine)),
-                    report.shown(report.summarise(done["gbit_per_second"] for done in mine.values()), 2),
-                    beside(Kernel.name, "gbit_per_second"),
-                    report.shown(report.summarise(done["ms_per_gbit"] for done in mine.values()), 1),
-                    beside(Kernel.name, "ms_per_gbit"), beside(Bare.name, "ms_per_gbit"),
-                    report.shown(report.summarise(done["frame_bytes"] / 1024 for done in mine.values())),
-                ])  # fmt: skip
-            failed = [record for record in group if record["row"] == name and "problem" in record]
-            if failed:
-                lines.append([name, replies, "failed", f"{len(failed)}×", *[""] * 6])
-    headings = ["forwarder", "replies", "way", "rounds", "Gbit/s", "× kernel", "CPU ms/Gbit", "× kernel", "× bare",
-                "KiB/frame"]  # fmt: skip
-    return report.table(headings, lines)
-
-
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="bench/wire.py", description=(__doc__ or "").splitlines()[0])
@@ -310,6 +238,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=3, help="fixed-rate trials per row and round (default 3)")
     parser.add_argument("--stream-seconds", type=float, default=0.5, help="measured part of a TCP transfer, ≤ 0.6")
     parser.add_argument("--only", choices=("packets", "streams"), help="one of the two tables")
+    parser.add_argument("--vip", choices=("host", "own"), default="host",
+                        help="pylvs rows: the VIP is on the director's lo (default), or on no interface")  # fmt: skip
     parser.add_argument("--rows", default="kernel,bare,DR,NAT,TUN", help="packet rows, of kernel,bare,DR,NAT,TUN")
     parser.add_argument(
         "--generator", choices=("live", "socket"), help="packet source (default: live if bpf(2) allows)"
@@ -363,7 +293,7 @@ def measure(options: argparse.Namespace, say: report.Progress) -> dict[str, Any]
         notes.append(f"CPU of processor {meter.director_cpu}: {meter.method}")
         if options.only != "streams":
             makers = {"kernel": Kernel, "bare": Bare}
-            rows = [makers[name]() if name in makers else Pylvs(name) for name in options.rows
+            rows = [makers[name]() if name in makers else Pylvs(name, options.vip == "host") for name in options.rows
                     if name in makers or not lacking]  # fmt: skip
             with Topology() as topology:
                 topology.steer("director", "dc", meter.director_cpu)
@@ -408,10 +338,11 @@ def show(result: dict[str, Any]) -> None:
               f"{options['rate'] / 1e3:.0f} kpps in bursts of {options['burst']}")  # fmt: skip
         print(f"Generator: {result['generator']}, alone {report.shown(limit, 0, 1e3)} kpps; loss in overload at twice the "
               f"capacity\n")  # fmt: skip
-        print(packets_table(records))
+        print(tables.packets_table(records))
     if "streams" in result:
-        print("\nBulk TCP: one connection, default offloads, payload rate; CPU of the director's processor\n")
-        print(streams_table(result["streams"]))
+        print("\nBulk TCP: one connection, default offloads, payload rate; CPU of the director's processor")
+        print("Replies: direct = server → client by their own link, router = back through the director\n")
+        print(tables.streams_table(result["streams"]))
     problems = {
         f"{r['row']}: {r['problem']}"
         for r in [*result.get("packets", ()), *result.get("streams", ())]
@@ -427,10 +358,7 @@ def main() -> int:
     options = arguments()
     say = report.Progress()
 
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)
+    interrupts.install()
     began = time.monotonic()
     try:
         result = measure(options, say)

@@ -94,6 +94,8 @@ class Director:
         self.table_size = 4096
         #: asked before a service is added; may refuse by raising `Refused`
         self.before_service: Callable[[Service], None] | None = None
+        #: told of a real server before it is added or changed
+        self.before_server: Callable[[ServiceKey, RealServer], None] | None = None
         self.cores = [
             _fastpath.Core(self._slots, connections, source.randbytes(16), compile_fib(self._host, {}, 1))
         ]
@@ -132,6 +134,8 @@ class Director:
         host = _host(given["interfaces"], given["neighbours"], given["routes"])
         self.configure_host(host)
         self._given, self.marks, self.hosts = given, new_marks, new_hosts
+        if marks is not None:
+            self._publish()
 
     def configure_host(self, host: Host) -> None:
         """Replace the whole view of the host."""
@@ -180,6 +184,8 @@ class Director:
             self.before_service(service)
         self._table.add_service(service)
         for server in service.servers:
+            if self.before_server is not None:
+                self.before_server(service.key, server)
             self._table.add_server(service.key, server)
         self._publish()
 
@@ -189,23 +195,31 @@ class Director:
         self._publish()
 
     def delete_service(self, key: ServiceKey) -> None:
-        """Delete a virtual service; connections stay until they expire."""
+        """Delete a virtual service; connections stay until they expire, or are flushed with expire_nodest_conn."""
+        orphans = list(self._table.get(key).dests)
         self._table.delete_service(key, self.now)
         self._publish()
+        self._flush_orphans(orphans)
 
     def flush(self) -> None:
         """Delete all virtual services."""
+        orphans = [dest for entry in self._table for dest in entry.dests]
         for key in list(self._table.entries):
             self._table.delete_service(key, self.now)
         self._publish()
+        self._flush_orphans(orphans)
 
     def add_server(self, key: ServiceKey, server: RealServer) -> None:
         """Add a real server to a service."""
+        if self.before_server is not None:
+            self.before_server(key, server)
         self._table.add_server(key, server)
         self._publish()
 
     def edit_server(self, key: ServiceKey, server: RealServer) -> None:
         """Change a real server; weight 0 quiesces it."""
+        if self.before_server is not None:
+            self.before_server(key, server)
         self._table.edit_server(key, server)
         self._publish()
 
@@ -215,9 +229,13 @@ class Director:
         dest = entry.find(address, port)
         self._table.delete_server(key, address, port, self.now)
         self._publish()
-        if dest is not None and self.settings["expire_nodest_conn"]:
-            for core in self.cores:
-                core.flush_dest(dest.slot)
+        self._flush_orphans([dest] if dest else [])
+
+    def _flush_orphans(self, dests: Sequence[Dest]) -> None:
+        if self.settings["expire_nodest_conn"]:
+            for dest in dests:
+                for core in self.cores:
+                    core.flush_dest(dest.slot)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
@@ -233,7 +251,7 @@ class Director:
         if self._batching:
             return
         self._generation += 1
-        snapshot = self._table.snapshot(self._generation, self._guarded)
+        snapshot = self._table.snapshot(self._generation, self._guarded, self.marks)
         for core in self.cores:
             core.adopt(snapshot)
         self._table.published()
@@ -289,6 +307,10 @@ class Director:
             )
             for entry in self._table
         ]
+
+    def lingering(self) -> list[tuple[ServiceKey, RealServer]]:
+        """Real servers taken out of their service (named by its key) that connections still use."""
+        return [(key, dest.server) for (key, _, _), dest in self._table.trash.items() if self._slots.get(dest.slot)[3]]
 
     def _server_status(self, dest: Dest) -> ServerStatus:
         active, inactive, persistent, _, overloaded = self._slots.get(dest.slot)
@@ -411,10 +433,29 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def _mark(rule: Mapping[str, Any]) -> Mark:
+    """A rule from the contract's dictionary; `ports` may be a number, "80", "8000-8999", or a list of such."""
+    given = dict(rule)
+    ports = given.get("ports", ())
+    each_port = ports if isinstance(ports, list | tuple) else (ports,)
+    given["ports"] = [_range(each) for each in each_port]
     try:
-        return msgspec.convert(rule, Mark)
+        return msgspec.convert(given, Mark)
     except msgspec.ValidationError as error:
         raise ValueError(f"mark rule {dict(rule)!r}: {error}") from None
+
+
+def _range(ports: Any) -> tuple[int, int]:
+    if isinstance(ports, list | tuple):
+        low, high = str(ports[0]), str(ports[-1])
+    else:
+        low, _, high = str(ports).partition("-")
+    try:
+        found = int(low), int(high or low)
+    except ValueError:
+        raise ValueError(f"{ports!r} is no port or range of ports; write 80 or 8000-8999") from None
+    if not 0 <= found[0] <= found[1] <= 65535:
+        raise ValueError(f"ports {ports!r} are out of range; use 0 to 65535, the smaller first")
+    return found
 
 
 def _host(

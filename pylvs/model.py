@@ -104,7 +104,7 @@ class Service(Base, frozen=True):
 
     `flags` are the scheduler flags by name (``sh-fallback``, ``sh-port``, ``mh-fallback``, ``mh-port``, ``flag-1`` …).
     `persistent` is the template timeout in seconds, 0 for none; `netmask` its granularity as a prefix length (-1: the
-    whole address). `servers` is used where a whole configuration is given at once; order is the order of adding.
+    whole address), `mask` an IPv4 mask that is no prefix, in its place. `servers` is used where a whole configuration is given at once; order is the order of adding.
     """
 
     protocol: Protocol
@@ -116,6 +116,7 @@ class Service(Base, frozen=True):
     flags: tuple[str, ...] = ()
     persistent: int = 0
     netmask: int = -1
+    mask: str = ""
     engine: str = ""
     one_packet: bool = False
     servers: tuple[RealServer, ...] = ()
@@ -185,6 +186,18 @@ class Mark(Base, frozen=True):
     source: str = ""
     protocol: Literal["", "tcp", "udp", "sctp"] = ""
     ports: tuple[tuple[int, int], ...] = ()  # destination port ranges, inclusive; () is any
+
+    def __post_init__(self) -> None:
+        _bounded("mark", self.mark, 1, 2**32 - 1)
+        versions = set()
+        for text in (self.destination, self.source):
+            if text:
+                try:
+                    versions.add(ipaddress.ip_network(text, strict=False).version)
+                except ValueError:
+                    raise ValueError(f"{text!r} is no prefix; write it as 198.51.100.0/24 or 2001:db8::/32") from None
+        if len(versions) > 1:
+            raise ValueError("source and destination are of different address families; make two rules")
 
 
 class Config(Base, frozen=True):

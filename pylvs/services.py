@@ -7,8 +7,9 @@ may still point at it: added again, it is revived with its counts; unused for tw
 from __future__ import annotations
 
 import errno
+import ipaddress
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
@@ -18,7 +19,7 @@ import msgspec
 from pylvs import sched
 from pylvs.fib import packed
 from pylvs.forward import _fastpath
-from pylvs.model import RealServer, Refused, Service, ServiceKey
+from pylvs.model import Mark, RealServer, Refused, Service, ServiceKey
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "fwm": 0}
 METHODS = {"masq": 0, "tunnel": 2, "route": 3}
@@ -80,7 +81,17 @@ def compiled(pick: sched.Pick, count: int) -> Compiled:
 class Slots(Protocol):
     """The part of `_fastpath.Slots` that is used here."""
 
-    def set(self, slot: int, available: bool, weight: int, upper: int, lower: int, clear_overload: bool) -> None: ...
+    def set(
+        self,
+        slot: int,
+        available: bool,
+        weight: int,
+        upper: int,
+        lower: int,
+        method: int,
+        port: int,
+        clear_overload: bool,
+    ) -> None: ...
     def get(self, slot: int) -> tuple[int, int, int, int, bool]: ...
     def clear(self, slot: int) -> None: ...
 
@@ -221,7 +232,7 @@ class ServiceTable:
         dest.server = server
         dest.last_weight = server.weight
         dest.idle_since = -1.0
-        self._slots.set(dest.slot, True, server.weight, server.upper, server.lower, relieved)
+        self._tell(dest, available=True, relieved=relieved)
         entry.dests.insert(0, dest)
         self._changed(entry, pick)
 
@@ -238,7 +249,7 @@ class ServiceTable:
         relieved = server.upper == 0 or server.upper > dest.server.upper
         dest.server = server
         dest.last_weight = last_weight
-        self._slots.set(dest.slot, True, server.weight, server.upper, server.lower, relieved)
+        self._tell(dest, available=True, relieved=relieved)
         self._changed(entry, pick)
 
     def delete_server(self, key: ServiceKey, address: str, port: int, now: float) -> None:
@@ -257,9 +268,16 @@ class ServiceTable:
 
     def _discard(self, entry: Entry, dest: Dest, now: float) -> None:
         entry.dests.remove(dest)
-        self._slots.set(dest.slot, False, dest.server.weight, dest.server.upper, dest.server.lower, False)
+        self._tell(dest, available=False, relieved=False)
         dest.idle_since = now
         self.trash[(entry.service.key, *dest.server.key)] = dest
+
+    def _tell(self, dest: Dest, *, available: bool, relieved: bool) -> None:
+        """Tell the data plane what a real server is now; `relieved` ends its overload."""
+        server = dest.server
+        self._slots.set(
+            dest.slot, available, server.weight, server.upper, server.lower, METHODS[server.method], server.port, relieved
+        )
 
     def sweep(self, now: float) -> None:
         """Free what has been in the trash for two minutes and is used by no connection."""
@@ -318,17 +336,20 @@ class ServiceTable:
             if entry.pick[6]:
                 entry.pick = (*entry.pick[:6], False, 0, *entry.pick[8:])
 
-    def snapshot(self, generation: int, guarded: bool) -> _fastpath.Snapshot:
+    def snapshot(self, generation: int, guarded: bool, marks: Iterable[Mark] = ()) -> _fastpath.Snapshot:
         """Compile everything for the data plane."""
         return _fastpath.Snapshot(
             [
                 (
                     PROTOCOLS[entry.service.protocol],
                     entry.service.family,
-                    packed(entry.service.address),
+                    _where(entry.service),
                     entry.service.port,
                     entry.slot,
                     entry.service.one_packet,
+                    entry.service.fwmark,
+                    entry.service.persistent * 1000,
+                    _mask(entry.service),
                     entry.pick,
                     [
                         (
@@ -343,8 +364,45 @@ class ServiceTable:
                     ],
                 )
                 for entry in self
-                if entry.service.protocol != "fwm"
             ],
+            [rule for mark in marks for rule in _compile_mark(mark)],
             generation,
             guarded,
         )
+
+
+def _where(service: Service) -> bytes:
+    """The 16 bytes under which the data plane finds a service."""
+    if service.protocol == "fwm":
+        return _fastpath.mark_key(service.family, service.fwmark)
+    return packed(service.address)
+
+
+def _mask(service: Service) -> bytes:
+    """The granularity of a service's templates as a 16-byte mask over mapped addresses."""
+    if service.family == 4:
+        if service.mask:
+            return b"\xff" * 12 + ipaddress.IPv4Address(service.mask).packed
+        return _ones(96 + service.netmask)
+    return _ones(service.netmask)
+
+
+def _ones(bits: int) -> bytes:
+    return (((1 << bits) - 1) << (128 - bits)).to_bytes(16, "big")
+
+
+def _compile_mark(mark: Mark) -> Iterator[tuple[int, int, int, int, int, bytes, bytes, bytes, bytes]]:
+    """A rule for the data plane, once for each range of ports."""
+    family = 0
+    sides: list[bytes] = []
+    for text in (mark.source, mark.destination):
+        if not text:
+            sides += [bytes(16), bytes(16)]
+            continue
+        network = ipaddress.ip_network(text, strict=False)
+        family = network.version
+        mask = _ones(network.prefixlen + (96 if network.version == 4 else 0))
+        sides += [packed(str(network.network_address)), mask]
+    proto = PROTOCOLS[mark.protocol] if mark.protocol else 0
+    for low, high in mark.ports or ((0, 65535),):
+        yield mark.mark, family, proto, low, high, sides[0], sides[1], sides[2], sides[3]

@@ -56,6 +56,7 @@ EFFECTIVE = frozenset(
     {
         "conn_reuse_mode",
         "expire_nodest_conn",
+        "expire_quiescent_template",
         "lblc_expiration",
         "lblcr_expiration",
         "nat_icmp_send",

@@ -147,7 +147,7 @@ def settled(expected: bytes, actual: bytes) -> bytes:
     """
     at = 18 if expected[12:14] == b"\x81\x00" else 14
     head = expected[at : at + 40]
-    if len(actual) < at + 20:
+    if len(actual) < at + 20 or actual[12:14] != expected[12:14]:
         return expected
     if head[:1] == b"\x45" and head[9] in (ICMP, IPIP, IPV6) and head[4:8] == b"\0\0\0\0":
         head = splice(splice(head[:20], 4, actual[at + 4 : at + 6]), 10, b"\0\0")

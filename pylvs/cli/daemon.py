@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 from typing import Any
 
 
@@ -41,6 +43,8 @@ def _size(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run the daemon; the exit status is its."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: os._exit(0))  # while nothing is set up, there is nothing to undo
     from pylvs.daemon.main import run as run_daemon
 
     return run_daemon(args.interface, connections=args.connections, ring_mib=args.ring, guard=not args.no_guard)

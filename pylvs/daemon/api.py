@@ -7,6 +7,7 @@ shape, ``{"problem": …}``.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import struct
@@ -18,6 +19,8 @@ from aiohttp import web
 
 if TYPE_CHECKING:
     from pylvs.daemon.main import Daemon
+
+log = logging.getLogger(__name__)
 
 CONTROL = "\0pylvs"
 MAX_BODY = 16 << 20
@@ -105,7 +108,10 @@ async def _guard_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return _json({"problem": "only root and the daemon's user may do this; try sudo"}, 403)
     try:
         return await handler(request)
-    except (msgspec.DecodeError, ValueError) as error:
+    except (msgspec.DecodeError, msgspec.EncodeError, ValueError) as error:
         return _json({"problem": str(error)}, 400)
     except web.HTTPException as error:
         return _json({"problem": f"{request.method} {request.path}: {error.reason}"}, error.status)
+    except Exception as error:
+        log.error("%s %s failed: %r", request.method, request.path, error)
+        return _json({"problem": f"{request.method} {request.path} failed in the director: {error!r}"}, 500)

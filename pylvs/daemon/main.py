@@ -23,12 +23,13 @@ from aiohttp import web
 
 from pylvs import __version__
 from pylvs.daemon import api
-from pylvs.daemon.vips import Vips
+from pylvs.daemon.beside import Beside
+from pylvs.daemon.names import read_hosts
+from pylvs.daemon.vips import Vips, local_addresses
 from pylvs.director import Director
 from pylvs.fib import unpacked
-from pylvs.host.guard import Guard, GuardError
 from pylvs.host.watch import HostWatch
-from pylvs.model import Host, Link, ServiceStatus
+from pylvs.model import Host, Link, Service
 from pylvs.ports.af_packet import PacketPort
 from pylvs.worker import Worker
 
@@ -37,6 +38,8 @@ T = TypeVar("T")
 
 TICK = 1.0
 REFRESH = 5.0
+STALLED = 10.0  # seconds without a turn of the worker (there are ten a second) after which we say so
+CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
 MAX_FOLLOWED = 1024
 NO_MAC = "00:00:00:00:00:00"
 
@@ -56,36 +59,37 @@ class Daemon:
         self._interfaces = list(interfaces)
         self._ring_mib = ring_mib
         self._want_guard = guard
-        self._guard: Guard | None = None
-        self._guarded_links: list[str] = []
         self._started = time.monotonic()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pylvs-control")
         self._vips = Vips()
         self._asked: dict[tuple[str, int], float] = {}
         self._last_refresh = 0.0
+        self._heartbeat = (0, time.monotonic(), False)  # turns of the worker, when they last grew, whether we said so
         self._stop = asyncio.Event()
         self._cleanup = contextlib.AsyncExitStack()
         self.director = Director(clock=time.monotonic, connections=connections)
         self.worker = Worker(self.director.cores[0])
+        self.beside = Beside(self.director, self._say)
         self._watch: HostWatch
 
     # ------------------------------------------------------------------------------------------------- life cycle
 
-    async def run(self) -> None:
+    async def run(self, stopper: Stopper) -> None:
         """Start, serve until told to stop, stop. Raises `Failure`."""
-        loop = asyncio.get_running_loop()
-        for each in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(each, self._stop.set)
+        stopper.attach(asyncio.get_running_loop(), self._stop)
         async with self._cleanup:
-            await self._start(loop)
+            await self._start(asyncio.get_running_loop())
             while not self._stop.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), TICK)
-                await self._do(self.director.sweep)
-                self._refresh()
+                try:
+                    self._watch_worker()
+                    await self._refresh()
+                except Exception:
+                    log.exception("the regular round failed")
 
     async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._cleanup.callback(self._executor.shutdown)
+        """Set everything up. What is undone in the end: first all that makes jobs, then their thread, then the rest."""
         try:
             sock = api.listen()
         except api.AlreadyRunning as error:
@@ -98,32 +102,31 @@ class Daemon:
         for name in self._interfaces:
             if name not in known:
                 raise Failure(f"interface {name} does not exist; `ip link` shows: {', '.join(sorted(known))}")
+        self.director.hosts = read_hosts()
         self.worker.start()
         self._cleanup.callback(self.worker.stop)
         self._cleanup.callback(self._vips.close)
-        self._start_guard(host)
+        self._cleanup.callback(self.beside.stop)
+        self._cleanup.callback(self._executor.shutdown)
+        if self._want_guard:
+            await self._do(self.beside.start)
         await self._do(lambda: self._adopt(host))
-        self.director.before_service = lambda service: self._vips.claim(self.director.host, service)
+        self.director.before_service = self._before_service
+        self.director.before_server = self.beside.before_server
         loop.add_reader(self.worker.notify, self._needs)
         self._cleanup.callback(loop.remove_reader, self.worker.notify)
+        self._cleanup.callback(self._watch.close)
         self._watch.start(loop)
         runner = web.AppRunner(api.application(self), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         self._cleanup.push_async_callback(runner.cleanup)
         await web.SockSite(runner, sock).start()
         names = " ".join(sorted(port.name for port in self.worker.ports.values())) or "none yet"
-        print(f"pylvs: ready, pid {os.getpid()}, interfaces {names}", file=sys.stderr, flush=True)
+        self._say(f"ready, pid {os.getpid()}, interfaces {names}")
 
-    def _start_guard(self, host: Host) -> None:
-        if not self._want_guard:
-            return
-        try:
-            self._guard = Guard([])
-        except GuardError as error:
-            print(f"pylvs: no guard: {error}; the host's stack may answer as well", file=sys.stderr, flush=True)
-            return
-        self._cleanup.callback(self._guard.close)
-        self.director.guarded = True
+    def _before_service(self, service: Service) -> None:
+        self._vips.claim(self.director.host, service)
+        self.beside.before_service(service)
 
     # ------------------------------------------------------------------------------------------- what others may do
 
@@ -152,9 +155,11 @@ class Daemon:
             "version": __version__,
             "pid": os.getpid(),
             "uptime": round(time.monotonic() - self._started, 3),
-            "guard": self._guard is not None,
+            "guard": self.beside.guard is not None,
             "connections": sum(core.count for core in self.director.cores),
             "turns": self.worker.turns,
+            "forwarding": {"4": self.director.host.forwarding4, "6": self.director.host.forwarding6},
+            "local": sorted(local_addresses(self.director.host)),
             "interfaces": {
                 port.name: {"index": port.ifindex, "lost": port.statistics()} for port in self.worker.ports.values()
             },
@@ -176,6 +181,10 @@ class Daemon:
         self.director.configure_host(host)
         self._reconcile_ports(host)
         self._reconcile()
+
+    def _receiving(self) -> set[str]:
+        present = {port.name for port in self.worker.ports.values()}
+        return present & set(self._interfaces) if self._interfaces else present
 
     def _receives(self, link: Link) -> bool:
         return link.name in self._interfaces if self._interfaces else link.mac != NO_MAC
@@ -201,6 +210,8 @@ class Daemon:
                     raise Failure(error.strerror or str(error), 4 if error.errno == errno.EPERM else 1) from None
                 self._say(f"interface {name} cannot be opened: {error.strerror}")
                 continue
+            if self._receives(link):
+                self.beside.stand_at({name, *self._receiving()})
             self.worker.add_port(port)
             if self._watch_started:
                 self._say(f"interface {name} is here")
@@ -218,16 +229,7 @@ class Daemon:
         status = self.director.status()
         vips = {each.service.address for each in status if each.service.address}
         self._vips.reconcile(host, vips)
-        if self._guard is None:
-            return
-        try:
-            receiving = sorted(port.name for port in self.worker.ports.values())
-            if receiving != self._guarded_links:
-                self._guard.set_interfaces(receiving)
-                self._guarded_links = receiving
-            self._guard.update(*guarded(status))
-        except GuardError as error:
-            self._say(f"the guard could not be changed: {error}")
+        self.beside.reconcile(host, status, self._receiving())
 
     # ------------------------------------------------------------------------------------------------ next hops
 
@@ -247,59 +249,88 @@ class Daemon:
             self._asked[where] = now
             self._watch.resolve(*where)
 
-    def _refresh(self) -> None:
+    async def _refresh(self) -> None:
         """Every few seconds, have the kernel confirm the next hops in use: it does not see our traffic."""
+        await self._do(self.director.sweep)
+        if self.beside.lingers:
+            await self._do(self._reconcile)
         if time.monotonic() - self._last_refresh < REFRESH:
             return
         self._last_refresh = time.monotonic()
-        host = self._watch.host
-        addresses = {address for address, _ in self._asked}
-        addresses.update(route.gateway for route in host.routes if route.gateway)
+        addresses = await self._do(self._round)
+        addresses.update(address for address, _ in self._asked)
         self._watch.refresh(addresses)
 
+    def _round(self) -> set[str]:
+        """Bring the surroundings in line once more; return the gateways and real servers."""
+        self._reconcile()
+        addresses = {server.server.address for each in self.director.status() for server in each.servers}
+        addresses.update(route.gateway for route in self.director.host.routes if route.gateway)
+        return addresses
 
-def guarded(
-    status: Sequence[ServiceStatus],
-) -> tuple[set[tuple[str, str, int]], set[tuple[str, str, int]]]:
-    """What the host must not see: virtual services, and what NAT real servers answer from."""
-    services: set[tuple[str, str, int]] = set()
-    replies: set[tuple[str, str, int]] = set()
-    for each in status:
-        if each.service.protocol == "fwm":
-            continue
-        services.add((each.service.protocol, each.service.address, each.service.port))
-        for server in each.servers:
-            if server.server.method == "masq":
-                replies.add((each.service.protocol, server.server.address, server.server.port))
-    return services, replies
+    def _watch_worker(self) -> None:
+        """Say it when the worker stops turning, and when it turns again."""
+        turns, since, said = self._heartbeat
+        now = time.monotonic()
+        if self.worker.turns != turns:
+            if said:
+                self._say("the worker goes on")
+            self._heartbeat = (self.worker.turns, now, False)
+        elif now - since > STALLED and not said:
+            self._say(f"the worker has not moved for {now - since:.0f} s: nothing is forwarded; restart pylvs")
+            self._heartbeat = (turns, since, True)
+
+
+class Stopper:
+    """SIGTERM and SIGINT from the first moment to the last: an early one is kept, a late one changes nothing."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._wake: Callable[[], object] = lambda: None
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, self._ask)
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
+        self._wake()
+
+    def attach(self, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+        """From now on, set `stop`."""
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
+                loop.call_soon_threadsafe(stop.set)
+
+        self._wake = wake
+        if self._asked:
+            stop.set()
 
 
 def run(interfaces: Sequence[str], *, connections: int, ring_mib: int, guard: bool) -> int:
     """Run a daemon until SIGTERM or SIGINT; return the exit status."""
+    stopper = Stopper()
     logging.basicConfig(level=logging.WARNING, format="pylvs: %(message)s")
 
     async def main() -> None:
-        await Daemon(interfaces, connections=connections, ring_mib=ring_mib, guard=guard).run()
+        await Daemon(interfaces, connections=connections, ring_mib=ring_mib, guard=guard).run(stopper)
 
-    if os.geteuid() != 0 and not _may_open():
-        print("pylvs: packet sockets need root, or CAP_NET_RAW and CAP_NET_ADMIN", file=sys.stderr)
+    missing = _missing()
+    if missing:
+        print(f"pylvs: a director needs root, or {missing}", file=sys.stderr)
         return 4
     try:
         asyncio.run(main())
     except Failure as error:
         print(f"pylvs: {error}", file=sys.stderr)
         return error.status
-    except MemoryError as error:
+    except (MemoryError, OSError, ValueError) as error:
         print(f"pylvs: {error}", file=sys.stderr)
-        return 1
+        return 4 if isinstance(error, PermissionError) else 1
     return 0
 
 
-def _may_open() -> bool:
-    import socket
-
-    try:
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0).close()
-    except PermissionError:
-        return False
-    return True
+def _missing() -> str:
+    """The capabilities that this process lacks; "" if it has all."""
+    with open("/proc/thread-self/status") as status:
+        held = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    return " and ".join(name for bit, name in sorted(CAPABILITIES.items()) if not held >> bit & 1)

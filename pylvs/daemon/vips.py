@@ -55,7 +55,7 @@ class Vips:
     """Claims, announces and listens for the VIPs that are ours alone."""
 
     def __init__(self) -> None:
-        self._announced: dict[str, tuple[str, str]] = {}  # VIP -> (link, MAC)
+        self._announced: dict[str, tuple[str, int, str]] = {}  # VIP -> link: name, index, MAC
         self._members: dict[str, socket.socket] = {}
 
     def claim(self, host: Host, service: Service) -> None:
@@ -80,14 +80,14 @@ class Vips:
 
     def reconcile(self, host: Host, vips: Iterable[str]) -> None:
         """Announce new VIPs of ours, and those whose link changed; join the groups that solicitations are sent to."""
-        wanted: dict[str, tuple[str, str]] = {}
+        wanted: dict[str, tuple[str, int, str]] = {}
         for vip in vips:
             link = None if is_local(host, vip) else link_of(host, vip)
             if link is not None and link.up:
-                wanted[vip] = (link.name, link.mac)
-        for vip, where in wanted.items():
-            if self._announced.get(vip) != where:
-                self._announce(vip, *where)
+                wanted[vip] = (link.name, link.index, link.mac)
+        for vip, (name, index, mac) in wanted.items():
+            if self._announced.get(vip) != (name, index, mac):
+                self._announce(vip, name, mac)
         for vip in self._members.keys() - wanted.keys():
             self._members.pop(vip).close()
         self._announced = wanted

@@ -9,20 +9,31 @@ LINK_CAPACITY: Final[int]
 
 _Pick = tuple[int, int, int, int, int, int, bool, int, int, bytes]
 _Entry = tuple[int, int, int, int, int, bytes]
-_Service = tuple[int, int, bytes, int, int, bool, _Pick, list[_Entry]]
+_Service = tuple[int, int, bytes, int, int, bool, int, int, bytes, _Pick, list[_Entry]]
+_Mark = tuple[int, int, int, int, int, bytes, bytes, bytes, bytes]
 _Connection = tuple[int, int, int, int, int, bytes, int, bytes, int, bytes, int, int, int, int, int]
 _Counters = tuple[int, int, int, int, int]
 _Outcome = tuple[str, str | None, _Connection | None, int | None, int | None, list[tuple[int, bytes]]]
 
+def mark_key(family: int, mark: int) -> bytes: ...
+
 class Slots:
     def set(
-        self, slot: int, available: bool, weight: int, upper: int, lower: int, clear_overload: bool
+        self,
+        slot: int,
+        available: bool,
+        weight: int,
+        upper: int,
+        lower: int,
+        method: int,
+        port: int,
+        clear_overload: bool,
     ) -> None: ...
     def clear(self, slot: int) -> None: ...
     def get(self, slot: int) -> tuple[int, int, int, int, bool]: ...
 
 class Snapshot:
-    def __init__(self, services: list[_Service], generation: int = ..., guarded: bool = ...) -> None: ...
+    def __init__(self, services: list[_Service], marks: list[_Mark] = ..., generation: int = ..., guarded: bool = ...) -> None: ...
 
 class Fib:
     def __init__(

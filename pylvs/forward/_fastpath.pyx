@@ -20,13 +20,14 @@ from pylvs.forward.fib cimport (
 from pylvs.forward.mailbox cimport (
     ADOPT_FIB, ADOPT_SNAPSHOT, DUMP, FLUSH_DEST, TUNE, ZERO, Command, Mailbox, execute, post,
 )
-from pylvs.forward.packet cimport LAST_REASON, Frame
+from pylvs.forward.packet cimport LAST_REASON, TCP, Frame
 from pylvs.forward.pipeline cimport BATCH, Result, process_batch
 from pylvs.forward.plane cimport (
     ARENA_SIZE, HEADROOM, HELD_FRAMES, HELD_SIZE, NEEDS, OUT_CAPACITY, DestLocal, Plane, Settings, TxFrame, retry_held,
 )
 from pylvs.forward.snapshot cimport (
-    MAX_DESTS, MAX_SERVICES, NO_SLOT, DestSlot, Entry, ServiceSlot, Snapshot as SnapshotStruct, Svc, address_slot,
+    MAX_DESTS, MAX_SERVICES, NO_SLOT, DestSlot, Entry, MarkRule, ServiceSlot,
+    Snapshot as SnapshotStruct, Svc, address_slot, mark_address,
 )
 from pylvs.forward.state cimport LAST_TCP_STATE, Timeouts, default_timeouts
 from pylvs.forward.stats cimport Counters, Totals
@@ -86,6 +87,13 @@ cdef uint32_t table_size(Py_ssize_t count):
     return size
 
 
+def mark_key(uint8_t family, uint32_t mark):
+    """The 16 bytes under which the service of a firewall mark is found."""
+    cdef uint8_t key[16]
+    mark_address(key, family, mark)
+    return _address(key)
+
+
 cdef class Slots:
     """Counts and thresholds of real servers, shared by all workers and outliving snapshots."""
 
@@ -97,7 +105,8 @@ cdef class Slots:
             munmap(self.slots, MAX_DESTS * sizeof(DestSlot))
 
     def set(
-        self, uint32_t slot, bint available, uint32_t weight, uint32_t upper, uint32_t lower, bint clear_overload
+        self, uint32_t slot, bint available, uint32_t weight, uint32_t upper, uint32_t lower, uint32_t method,
+        uint32_t port, bint clear_overload,
     ):
         """Set what the administrator decides; the counts stay."""
         cdef DestSlot* s = &self.slots[slot]
@@ -105,6 +114,8 @@ cdef class Slots:
         s.weight = weight
         s.upper = upper
         s.lower = lower
+        s.method = method
+        s.port = port
         if clear_overload:
             s.overloaded = 0
 
@@ -120,14 +131,17 @@ cdef class Slots:
 
 cdef class Snapshot:
     """A compiled configuration. `services` is a list of
-    (protocol number, family, address16, port, slot, one_packet, pick, entries), where `pick` is (kind, cost, rule,
-    step, top, epoch, fresh, level, options, table of positions as 32-bit words) and `entries` a list of (slot, weight, method, family, port, address16)"""
+    (protocol number, family, address16, port, slot, one_packet, mark, persistent ms, mask16, pick, entries), where
+    `pick` is (kind, cost, rule, step, top, epoch, fresh, level, options, table of positions as 32-bit words) and
+    `entries` a list of (slot, weight, method, family, port, address16); a firewall-mark service has protocol 0 and
+    `mark_key` as its address. `marks` is a list of (mark, family, protocol, low port, high port, source16, mask16,
+    destination16, mask16)"""
 
     cdef SnapshotStruct s
     cdef object keep
 
-    def __cinit__(self, list services, uint32_t generation=0, bint guarded=False):
-        cdef Py_ssize_t count = sum([len(service[7]) for service in services])
+    def __cinit__(self, list services, list marks=[], uint32_t generation=0, bint guarded=False):
+        cdef Py_ssize_t count = sum([len(service[10]) for service in services])
         cdef Svc* svc
         cdef Entry* entry
         cdef uint32_t at = 0
@@ -137,9 +151,10 @@ cdef class Snapshot:
         self.s.service_count = len(services)
         self.s.generation = generation
         self.s.guarded = guarded
+        self._take_marks(marks)
         self.s.services = <Svc*>self._new(len(services) * sizeof(Svc))
         self.s.entries = <Entry*>self._new(count * sizeof(Entry))
-        self.s.tables = <uint32_t*>self._new(sum([len(service[6][9]) for service in services]))
+        self.s.tables = <uint32_t*>self._new(sum([len(service[9][9]) for service in services]))
         self.s.index_mask = table_size(len(services)) - 1
         self.s.vip_mask = self.s.index_mask
         self.s.reply_mask = table_size(count) - 1
@@ -150,13 +165,17 @@ cdef class Snapshot:
         memset(self.s.index, 0xFF, (self.s.index_mask + 1) * 4)
         memset(self.s.vips, 0xFF, (self.s.vip_mask + 1) * 4)
         memset(self.s.replies, 0xFF, (self.s.reply_mask + 1) * 4)
-        for n, (proto, family, address, port, slot, one_packet, pick, entries) in enumerate(services):
+        for n, service in enumerate(services):
+            proto, family, address, port, slot, one_packet, mark, persistent, mask, pick, entries = service
             svc = &self.s.services[n]
             svc.proto = proto
             svc.family = family
             svc.port = port
             svc.slot = slot
             svc.one_packet = one_packet
+            svc.mark = mark
+            svc.persistent = persistent
+            memcpy(svc.mask, <const uint8_t*>(<bytes>mask), 16)
             memcpy(svc.address, <const uint8_t*>address, 16)
             (svc.pick.kind, svc.pick.cost, svc.pick.rule, svc.pick.step, svc.pick.top, svc.pick.epoch,
              svc.pick.fresh, svc.pick.level, svc.pick.options, table) = pick
@@ -181,16 +200,36 @@ cdef class Snapshot:
                     self.s.replies[i] = at
                     self.s.reply_proto[i] = svc.proto
                 at += 1
-            if port == 0:
+            if port == 0 and proto:
                 self.s.any_port_zero = True
+            if port == 21 and proto == TCP:
+                self.s.any_ftp = True
             i = address_slot(svc.proto, svc.address, svc.port) & self.s.index_mask
             while self.s.index[i] != NO_SLOT:
                 i = (i + 1) & self.s.index_mask
             self.s.index[i] = n
+            if not proto:
+                continue
             i = address_slot(0, svc.address, 0) & self.s.vip_mask
             while self.s.vips[i] != NO_SLOT:
                 i = (i + 1) & self.s.vip_mask
             self.s.vips[i] = n
+
+    cdef void _take_marks(self, list marks) except *:
+        cdef MarkRule* rule
+        self.s.marks = <MarkRule*>self._new(len(marks) * sizeof(MarkRule))
+        self.s.mark_count = len(marks)
+        for n, (mark, family, proto, low, high, source, source_mask, destination, destination_mask) in enumerate(marks):
+            rule = &self.s.marks[n]
+            rule.mark = mark
+            rule.family = family
+            rule.proto = proto
+            rule.low = low
+            rule.high = high
+            memcpy(rule.source, <const uint8_t*>(<bytes>source), 16)
+            memcpy(rule.source_mask, <const uint8_t*>(<bytes>source_mask), 16)
+            memcpy(rule.destination, <const uint8_t*>(<bytes>destination), 16)
+            memcpy(rule.destination_mask, <const uint8_t*>(<bytes>destination_mask), 16)
 
     cdef void* _new(self, size_t size) except NULL:
         cdef void* p = calloc(1, size + 64)
@@ -200,6 +239,7 @@ cdef class Snapshot:
 
     def __dealloc__(self):
         free(self.s.services)
+        free(self.s.marks)
         free(self.s.entries)
         free(self.s.tables)
         free(self.s.index)
@@ -394,6 +434,7 @@ cdef class Core:
         s.pmtu_disc = settings["pmtu_disc"]
         s.lblc_expiration = <uint64_t>max(settings["lblc_expiration"], 0) * 1000000000
         s.lblcr_expiration = <uint64_t>max(settings["lblcr_expiration"], 0) * 1000000000
+        s.expire_quiescent_template = settings["expire_quiescent_template"]
         memset(&command, 0, sizeof(command))
         command.kind = TUNE
         command.pointer = &timeouts

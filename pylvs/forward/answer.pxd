@@ -90,10 +90,10 @@ cdef inline int answer_echo(Plane* plane, Frame* frame, Flow* flow, uint8_t* rea
         return DROP
     memset(&echo, 0, sizeof(Frame))
     echo.own = True
-    echo.length = 14 + header + size
+    echo.length = flow.l3 + header + size
     echo.data = scratch(plane, echo.length)
-    put16(echo.data + 12, 0x0800 if flow.family == 4 else 0x86DD)
-    ip = echo.data + 14
+    memcpy(echo.data + 12, frame.data + 12, flow.l3 - 12)
+    ip = echo.data + flow.l3
     icmp.head(
         plane, ip, flow.family, frame.data[flow.l3 + 1] if flow.family == 4 else 0, size, 64, flow.dst, flow.src
     )
@@ -123,10 +123,10 @@ cdef inline int answer_reset(Plane* plane, Frame* frame, Flow* flow, uint8_t* re
     data = flow.end - flow.l4 - data + (1 if flow.tcp_flags & SYN else 0) + (1 if flow.tcp_flags & FIN else 0)
     memset(&rst, 0, sizeof(Frame))
     rst.own = True
-    rst.length = 14 + header + 20
+    rst.length = flow.l3 + header + 20
     rst.data = scratch(plane, rst.length)
-    put16(rst.data + 12, 0x0800 if flow.family == 4 else 0x86DD)
-    ip = rst.data + 14
+    memcpy(rst.data + 12, frame.data + 12, flow.l3 - 12)
+    ip = rst.data + flow.l3
     out = ip + header
     icmp.head(plane, ip, flow.family, 0, 20, 64, flow.dst, flow.src)
     ip[9 if flow.family == 4 else 6] = TCP
@@ -147,8 +147,8 @@ cdef inline int answer_reset(Plane* plane, Frame* frame, Flow* flow, uint8_t* re
         out[13] = RST | ACK
     back.family = flow.family
     back.proto = TCP
-    back.l3 = 14
-    back.l4 = <uint16_t>(14 + header)
+    back.l3 = flow.l3
+    back.l4 = <uint16_t>(flow.l3 + header)
     offload.finish_checksum(ip, &back, 20)
     resolve(plane.fib, flow.src, flow.family == 6, False, &hop)
     verdict = transmit(plane, &rst, &hop, flow.family == 6, &ignored)

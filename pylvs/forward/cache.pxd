@@ -137,7 +137,8 @@ cdef inline void forget(Cache* cache, DestSlot* slots, uint64_t key, uint32_t in
 
 
 cdef inline uint32_t remember(
-    Cache* cache, DestSlot* slots, uint64_t key, uint32_t service, uint32_t* cached, const uint8_t* address, uint64_t now,
+    Cache* cache, DestSlot* slots, uint64_t key, uint32_t service, uint32_t* cached, const uint8_t* address,
+    uint64_t now,
 ) noexcept nogil:
     """A new entry, with an empty set, for an address that has none."""
     cdef uint32_t index

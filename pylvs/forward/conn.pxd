@@ -61,14 +61,14 @@ cdef struct Conn:
     uint32_t wheel_prev
     uint32_t packets  # client to server
     uint32_t control  # the template that this connection hangs on
-    uint16_t controlled  # connections that hang on this one
     uint16_t wheel_slot
+    uint16_t spare
     uint16_t address_delta  # checksum delta of VIP -> RIP; its complement undoes it
     uint16_t port_delta
     uint16_t reply_link  # next hop towards the client, valid while reply_generation is the fib's
     uint8_t reply_mac[6]
     uint32_t reply_generation
-    uint32_t spare
+    uint32_t controlled  # connections that hang on this one
 
 
 cdef enum Side:
@@ -106,7 +106,7 @@ cdef inline uint32_t find(ConnTable* t, Flow* flow, uint64_t h, uint8_t* side) n
         if node & 1 == 0:
             if (
                 c.cport == flow.sport and c.vport == flow.dport and c.proto == flow.proto and c.family == flow.family
-                and same16(c.caddr, flow.src) and same16(c.vaddr, flow.dst)
+                and not c.flags & F_TEMPLATE and same16(c.caddr, flow.src) and same16(c.vaddr, flow.dst)
             ):
                 side[0] = SIDE_CLIENT
                 return node >> 1
@@ -120,6 +120,26 @@ cdef inline uint32_t find(ConnTable* t, Flow* flow, uint64_t h, uint8_t* side) n
                 return node >> 1
             node = c.next_out
     side[0] = SIDE_NONE
+    return NOBODY
+
+
+cdef inline uint32_t find_template(
+    ConnTable* t, uint8_t family, uint8_t proto, const uint8_t* client, const uint8_t* address, uint16_t port
+) noexcept nogil:
+    """The template of a (masked) client for a service; NOBODY if there is none."""
+    cdef uint32_t node = t.heads[flow_hash(t.key0, t.key1, family, proto, client, 0, address, port) & t.mask]
+    cdef Conn* c
+    while node:
+        c = &t.pool[node >> 1]
+        if node & 1:
+            node = c.next_out
+            continue
+        if (
+            c.flags & F_TEMPLATE and c.vport == port and c.cport == 0 and c.proto == proto and c.family == family
+            and same16(c.caddr, client) and same16(c.vaddr, address)
+        ):
+            return node >> 1
+        node = c.next_in
     return NOBODY
 
 
@@ -257,21 +277,41 @@ cdef inline void remove(ConnTable* t, uint32_t index) noexcept nogil:
     t.free = index
 
 
+cdef inline void hang(ConnTable* t, Conn* c, uint32_t template) noexcept nogil:
+    """Let a template control a connection: it lives at least as long."""
+    c.control = template
+    t.pool[template].controlled += 1
+
+
+cdef inline void outdate(ConnTable* t, uint32_t index) noexcept nogil:
+    """Make a template unfindable (its ports become 65535, as the kernel shows it); its timer runs on."""
+    cdef Conn* c = &t.pool[index]
+    cdef uint32_t* head
+    if c.vport == 0xFFFF:
+        return
+    unchain(t, &t.heads[client_hash(t, c) & t.mask], index << 1)
+    c.vport = 0xFFFF
+    c.dport = 0xFFFF
+    head = &t.heads[client_hash(t, c) & t.mask]
+    c.next_in = head[0]
+    head[0] = index << 1
+
+
 cdef inline void touch(Conn* c, uint64_t now) noexcept nogil:
     """Start the timer anew; the wheel finds out by itself."""
     c.expires = now + <uint64_t>c.timeout * 1000000
 
 
-cdef inline void set_state(ConnTable* t, Conn* c, uint8_t state, uint32_t timeout) noexcept nogil:
+cdef inline void set_state(ConnTable* t, Conn* c, uint8_t state, uint32_t timeout, uint64_t now) noexcept nogil:
     """Enter a state: its timeout, and whether the connection counts as active for its server.
 
-    The wheel finds out by itself that a connection lives longer, but must be told that it ends sooner.
+    The wheel looks at a connection when the longest timeout so far would end; a shorter one is entered anew.
     """
     cdef bint active = is_active(c.proto, state)
     c.state = state
     if timeout < c.timeout and c.flags & F_HASHED:
         unlink_wheel(t, c)
-        link_wheel(t, <uint32_t>(c - t.pool), wheel_slot(t, (t.hand << WHEEL_SHIFT) + <uint64_t>timeout * 1000000))
+        link_wheel(t, <uint32_t>(c - t.pool), wheel_slot(t, now + <uint64_t>timeout * 1000000))
     c.timeout = timeout
     if active == (c.flags & F_INACTIVE == 0):
         return
@@ -299,7 +339,7 @@ cdef inline int expire_due(ConnTable* t, uint64_t now, int budget) noexcept nogi
         unlink_wheel(t, c)
         if c.expires <= now:  # the kernel lets an entry that controls others live on in steps of 60 s
             c.timeout = 60000
-            touch(c, now)
+            touch(c, c.expires)
         link_wheel(t, index, wheel_slot(t, c.expires))
     return seen
 
@@ -327,7 +367,8 @@ cdef inline int expire(ConnTable* t, uint64_t now, bint exact, int budget) noexc
     while t.hand < present and seen < budget:
         t.hand += 1
         collect(t, t.hand - 1)
-        seen += expire_due(t, now, budget - seen)
+        # as at the end of that tick, so that what a long step in time spans happens in order
+        seen += expire_due(t, ((t.hand << WHEEL_SHIFT) - 1) if t.hand < present else now, budget - seen)
     if exact and seen < budget:
         collect(t, present)
         seen += expire_due(t, now, budget - seen)

@@ -110,10 +110,10 @@ cdef inline int complain(
         quote = limit
     memset(&error, 0, sizeof(Frame))
     error.own = True
-    error.length = 14 + header + 8 + quote
+    error.length = flow.l3 + header + 8 + quote
     error.data = scratch(plane, error.length)
-    put16(error.data + 12, 0x0800 if flow.family == 4 else 0x86DD)
-    ip = error.data + 14
+    memcpy(error.data + 12, frame.data + 12, flow.l3 - 12)  # EtherType, and a VLAN tag if there is one
+    ip = error.data + flow.l3
     head(plane, ip, flow.family, 0xC0, 8 + quote, 64, &hop.source[0] if source is NULL else source, flow.src)
     put16(ip + header, message)
     put32(ip + header + 4, info)

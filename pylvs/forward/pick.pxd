@@ -14,8 +14,8 @@ from pylvs.forward.flowhash cimport sip13
 from pylvs.forward.packet cimport Flow, be32
 from pylvs.forward.plane cimport Plane
 from pylvs.forward.snapshot cimport (
-    BY_DESTINATION, COST_CONNECTIONS, COST_DELAY, CURSOR_RESTART, FALLBACK, IDLE_FIRST, NO_SLOT, PICK_CACHE, PICK_CHOICE,
-    PICK_CURSOR, PICK_FIRST, PICK_LEAST, PICK_TABLE, SETS, SIPHASH, SPILL, WITH_PORT,
+    BY_DESTINATION, COST_CONNECTIONS, COST_DELAY, CURSOR_RESTART, FALLBACK, IDLE_FIRST, NO_SLOT, PICK_CACHE,
+    PICK_CHOICE, PICK_CURSOR, PICK_FIRST, PICK_LEAST, PICK_TABLE, SETS, SIPHASH, SPILL, WITH_PORT,
     DestSlot, Entry, Pick, ServiceSlot, Snapshot, Svc,
 )
 
@@ -151,7 +151,7 @@ cdef inline Entry* slot_entry(Snapshot* s, Svc* svc, uint32_t slot) noexcept nog
 
 
 cdef inline Entry* pick_table(Snapshot* s, Svc* svc, DestSlot* slots, Flow* flow) noexcept nogil:
-    """The server that owns the flow's slot; with FALLBACK the first usable one on the kernel's way through the table."""
+    """The owner of the flow's slot; with FALLBACK the first usable one on the kernel's way through the table."""
     cdef uint8_t options = svc.pick.options
     cdef uint32_t key, first, i
     cdef Entry* entry

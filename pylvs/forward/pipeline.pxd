@@ -11,19 +11,21 @@ from libc.string cimport memcpy, memset
 from pylvs.forward cimport answer, dr, icmp, nat, offload, tun
 from pylvs.forward._sys cimport likely, prefetch, unlikely
 from pylvs.forward.conn cimport (
-    F_INACTIVE, F_NO_OUTPUT, F_ONE_PACKET, NOBODY, SIDE_CLIENT, SIDE_NONE, SIDE_SERVER, Conn,
-    allocate, bind, find, hash_of, insert, remove, set_state, touch,
+    F_INACTIVE, F_NO_OUTPUT, F_ONE_PACKET, F_TEMPLATE, NOBODY, SIDE_CLIENT, SIDE_NONE, SIDE_SERVER, Conn,
+    allocate, bind, find, find_template, hang, hash_of, insert, outdate, remove, set_state, touch,
 )
 from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is_martian, resolve
 from pylvs.forward.packet cimport (
     ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, CONTINUE, DEST_GONE, DROP, FLOW, FORWARD, FRAGMENT, HELD, ICMP_ECHO,
-    ICMP_ERROR, LATER_FRAGMENT, MARTIAN, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST, SYN, TABLE_FULL,
-    TCP, TOO_BIG, TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16, ttl_of, wire_length,
+    ICMP_ERROR, LATER_FRAGMENT, MARTIAN, NO_REASON, NO_ROUTE, NO_SERVER, ND_SOLICITATION, PASS, REPLY, RST, SYN,
+    TABLE_FULL, TCP, TOO_BIG, TTL_EXCEEDED, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse, same16,
+    ttl_of, wire_length,
 )
 from pylvs.forward.pick cimport choose_server
 from pylvs.forward.plane cimport Plane, has_room, retry_held
 from pylvs.forward.snapshot cimport (
-    MASQ, NO_SLOT, ROUTE, TUNNEL, Entry, Svc, find_exact, find_service, is_nat_server, is_vip,
+    MASQ, NO_SLOT, ROUTE, TUNNEL, DestSlot, Entry, Svc, find_marked, find_service, is_nat_server, is_vip,
+    mark_address,
 )
 from pylvs.forward.state cimport (
     CLOSE, ESTABLISHED, INPUT, INPUT_ONLY, NONE, OUTPUT, TIME_WAIT, next_tcp,
@@ -73,7 +75,9 @@ cdef inline int process_batch(Plane* plane, Frame* frames, int count, uint64_t n
         r = &results[i]
         plane.cause = <uint16_t>i
         if likely(r.verdict == CONTINUE):
-            if likely(flows[i].kind == FLOW):
+            if unlikely(plane.snapshot.service_count == 0):
+                r.verdict = PASS  # without any service the kernel's IPVS is out of the way altogether
+            elif likely(flows[i].kind == FLOW):
                 r.verdict = <uint8_t>decide(plane, &frames[i], &flows[i], hashes[i], r)
             else:
                 r.verdict = <uint8_t>decide_other(plane, &frames[i], &flows[i], r)
@@ -137,9 +141,13 @@ cdef inline void step(Plane* plane, Flow* flow, Conn* c, int direction) noexcept
     cdef uint8_t state
     if c.proto == TCP:
         state = next_tcp(c.state, direction, flow.tcp_flags)
-        set_state(&plane.table, c, state, plane.timeouts.tcp[state])
+        set_state(&plane.table, c, state, plane.timeouts.tcp[state], plane.now)
+        if c.control and state == ESTABLISHED:
+            plane.table.pool[c.control].state = 1  # the template is assured
     else:
-        set_state(&plane.table, c, ESTABLISHED, plane.timeouts.udp)
+        set_state(&plane.table, c, ESTABLISHED, plane.timeouts.udp, plane.now)
+        if c.control and direction == OUTPUT:
+            plane.table.pool[c.control].state = 1
 
 
 cdef inline void book_in(Plane* plane, uint32_t dest, uint32_t size) noexcept nogil:
@@ -166,7 +174,11 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
     cdef int verdict
     if flow.proto == TCP and (flow.tcp_flags & RST or (not flow.tcp_flags & SYN and not plane.settings.sloppy_tcp)):
         return leave(plane, frame, flow, r)
-    svc = find_service(plane.snapshot, flow.proto, flow.dst, flow.dport)
+    svc = NULL
+    if plane.snapshot.mark_count:
+        svc = find_marked(plane.snapshot, flow.family, flow.proto, flow.src, flow.dst, flow.dport)
+    if svc is NULL:
+        svc = find_service(plane.snapshot, flow.proto, flow.dst, flow.dport)
     if svc is NULL or (flow.proto != TCP and flow.proto != UDP):
         return leave(plane, frame, flow, r)
     if flow.sport == 20:  # FTP data of a real server is never scheduled
@@ -175,16 +187,27 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
     if is_martian(plane.fib, flow.src):
         r.reason = MARTIAN
         return DROP
-    entry = NULL
-    if svc.port == flow.dport:  # port zero serves persistent clients only
-        entry = choose_server(plane, svc, flow)
-    if entry is NULL:
-        r.reason = NO_SERVER
-        return icmp.complain_port(plane, frame, flow, flow.dst, &r.reason)
-    index = create(plane, flow, svc, entry)
+    if svc.persistent:
+        index = persist(plane, flow, svc, &r.reason)
+    else:
+        entry = NULL
+        if svc.mark or svc.port == flow.dport:  # a service of all ports serves persistent clients only
+            entry = choose_server(plane, svc, flow)
+        if entry is NULL:
+            index = NOBODY
+            r.reason = NO_SERVER
+        else:
+            index = create(
+                plane, flow, svc, entry.dest, entry.method, entry.address, entry.port if entry.port else flow.dport
+            )
+            r.reason = TABLE_FULL if index == NOBODY else NO_REASON
     if index == NOBODY:
-        r.reason = TABLE_FULL
-        return DROP
+        if r.reason == TABLE_FULL:
+            return DROP
+        if svc.port == 21 and flow.dport != 21:
+            r.reason = NO_REASON
+            return leave(plane, frame, flow, r)
+        return icmp.complain_port(plane, frame, flow, flow.dst, &r.reason)
     c = &plane.table.pool[index]
     r.conn = index
     r.dest = c.dest
@@ -194,8 +217,87 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
     return verdict
 
 
-cdef inline uint32_t create(Plane* plane, Flow* flow, Svc* svc, Entry* entry) noexcept nogil:
-    """A connection of `flow` to the real server `entry`, in the table unless it is for one packet only."""
+cdef inline bint usable(Plane* plane, Conn* template) noexcept nogil:
+    """May a template still decide? Not if its server is gone, or is quiescent and that is to end templates."""
+    cdef DestSlot* slot
+    if template.dest == NO_SLOT:
+        return False
+    slot = &plane.slots[template.dest]
+    return slot.available and not (plane.settings.expire_quiescent_template and slot.weight == 0)
+
+
+cdef inline uint32_t persist(Plane* plane, Flow* flow, Svc* svc, uint8_t* reason) noexcept nogil:
+    """A connection of a persistent service: where the client's template says, or where a new template is made to say.
+
+    The template is by client (masked) and service port; by client and address for FTP and services of all ports; by
+    client and mark for firewall marks.
+    """
+    cdef uint8_t client[16]
+    cdef uint8_t address[16]
+    cdef uint16_t vport = 0
+    cdef uint8_t proto = flow.proto
+    cdef uint16_t dport = flow.dport
+    cdef uint32_t index, created
+    cdef DestSlot* slot
+    cdef Conn* t
+    cdef Entry* entry
+    cdef int i
+    for i in range(16):
+        client[i] = flow.src[i] & svc.mask[i]
+    memcpy(address, flow.dst, 16)
+    if svc.mark:
+        mark_address(address, flow.family, svc.mark)
+        proto = 0
+    elif flow.dport == svc.port and svc.port != 21:
+        vport = flow.dport
+    index = find_template(&plane.table, flow.family, proto, client, address, vport)
+    if index and plane.table.pool[index].expires <= plane.now and not plane.table.pool[index].controlled:
+        remove(&plane.table, index)
+        index = NOBODY
+    if index and not usable(plane, &plane.table.pool[index]):
+        outdate(&plane.table, index)
+        index = NOBODY
+    if index == NOBODY:
+        entry = choose_server(plane, svc, flow)
+        if entry is NULL:
+            reason[0] = NO_SERVER
+            return NOBODY
+        index = allocate(&plane.table)
+        if index == NOBODY:
+            reason[0] = TABLE_FULL
+            return NOBODY
+        t = &plane.table.pool[index]
+        memcpy(t.caddr, client, 16)
+        memcpy(t.vaddr, address, 16)
+        memcpy(t.daddr, entry.address, 16)
+        t.vport = vport
+        t.dport = entry.port if vport else 0
+        t.proto = proto
+        t.family = flow.family
+        t.method = entry.method
+        t.flags = F_TEMPLATE
+        t.timeout = svc.persistent
+        touch(t, plane.now)
+        bind(&plane.table, t, entry.dest)
+        insert(&plane.table, index, False)
+    t = &plane.table.pool[index]
+    slot = &plane.slots[t.dest]
+    if dport == svc.port and slot.port:
+        dport = <uint16_t>slot.port
+    touch(t, plane.now)
+    created = create(plane, flow, svc, t.dest, <uint8_t>slot.method, t.daddr, dport)
+    if created == NOBODY:
+        reason[0] = TABLE_FULL
+        return NOBODY
+    reason[0] = NO_REASON
+    hang(&plane.table, &plane.table.pool[created], index)
+    return created
+
+
+cdef inline uint32_t create(
+    Plane* plane, Flow* flow, Svc* svc, uint32_t dest, uint8_t method, const uint8_t* address, uint16_t dport
+) noexcept nogil:
+    """A connection of `flow` to a real server, in the table unless it is for one packet only."""
     cdef uint32_t index = allocate(&plane.table)
     cdef Conn* c
     if index == NOBODY:
@@ -203,25 +305,25 @@ cdef inline uint32_t create(Plane* plane, Flow* flow, Svc* svc, Entry* entry) no
     c = &plane.table.pool[index]
     memcpy(c.caddr, flow.src, 16)
     memcpy(c.vaddr, flow.dst, 16)
-    memcpy(c.daddr, entry.address, 16)
+    memcpy(c.daddr, address, 16)
     c.cport = flow.sport
     c.vport = flow.dport
-    c.dport = entry.port if entry.port else flow.dport
+    c.dport = dport
     c.proto = flow.proto
     c.family = flow.family
-    c.method = entry.method
-    c.flags = F_INACTIVE | (0 if entry.method == MASQ else F_NO_OUTPUT)
+    c.method = method
+    c.flags = F_INACTIVE | (0 if method == MASQ else F_NO_OUTPUT)
     c.timeout = 3000
     touch(c, plane.now)
-    if entry.method == MASQ:
+    if method == MASQ:
         nat.prepare(c)
-    plane.dests[entry.dest].service = svc.slot
-    bind(&plane.table, c, entry.dest)
+    plane.dests[dest].service = svc.slot
+    bind(&plane.table, c, dest)
     if svc.one_packet and flow.proto == UDP:
         c.flags |= F_ONE_PACKET
     else:
-        insert(&plane.table, index, entry.method == MASQ)
-    plane.dests[entry.dest].counters.conns += 1
+        insert(&plane.table, index, method == MASQ)
+    plane.dests[dest].counters.conns += 1
     plane.services[svc.slot].conns += 1
     plane.total.conns += 1
     return index

@@ -72,6 +72,7 @@ cdef struct Settings:
     uint32_t pmtu_disc
     uint64_t lblc_expiration  # ns
     uint64_t lblcr_expiration  # ns
+    uint32_t expire_quiescent_template
 
 
 cdef struct Plane:

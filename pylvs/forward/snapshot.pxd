@@ -6,9 +6,10 @@ a real server's counts survive until its last connection is gone, as in the kern
 """
 
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from pylvs.forward._sys cimport word
-from pylvs.forward.packet cimport same16
+from pylvs.forward.packet cimport TCP, same16
 
 
 cdef enum:
@@ -67,6 +68,8 @@ cdef struct DestSlot:
     uint32_t upper
     uint32_t lower
     uint32_t weight
+    uint32_t method
+    uint32_t port
 
 
 cdef struct ServiceSlot:
@@ -111,7 +114,22 @@ cdef struct Svc:
     Pick pick
     uint32_t first  # entries[first : first + count], in list order
     uint32_t count
+    uint32_t mark  # a firewall-mark service; 0: by address
+    uint32_t persistent  # ms that a template lives, 0: none
+    uint8_t mask[16]  # the granularity of templates
     bint one_packet
+
+
+cdef struct MarkRule:
+    uint32_t mark
+    uint8_t family  # 0: any
+    uint8_t proto  # 0: any
+    uint16_t low  # destination ports; 0 to 65535 is any
+    uint16_t high
+    uint8_t source[16]
+    uint8_t source_mask[16]
+    uint8_t destination[16]
+    uint8_t destination_mask[16]
 
 
 cdef struct Snapshot:
@@ -127,7 +145,10 @@ cdef struct Snapshot:
     uint32_t reply_mask
     uint32_t* tables  # of all picks, one after the other
     uint32_t generation
+    MarkRule* marks
+    uint32_t mark_count
     bint any_port_zero
+    bint any_ftp
     bint guarded  # the host does not see packets for services and replies of NAT real servers
 
 
@@ -151,17 +172,57 @@ cdef inline Svc* find_exact(Snapshot* s, uint8_t proto, const uint8_t* address, 
 
 
 cdef inline Svc* find_service(Snapshot* s, uint8_t proto, const uint8_t* address, uint16_t port) noexcept nogil:
-    """The service for a new flow: its own port first, then the service of port zero (all ports)."""
+    """The service of an address: its own port first, then FTP's for data ports, then the one of port zero (all)."""
     cdef Svc* svc = find_exact(s, proto, address, port)
+    if svc is NULL and s.any_ftp and proto == TCP and (port == 20 or port >= 1024):
+        svc = find_exact(s, proto, address, 21)
     if svc is NULL and s.any_port_zero:
         svc = find_exact(s, proto, address, 0)
     return svc
 
 
+cdef inline void mark_address(uint8_t* to, uint8_t family, uint32_t mark) noexcept nogil:
+    """A mark in the place of an address, as the kernel's templates have it: its first 32 bits."""
+    memset(to, 0, 16)
+    if family == 4:
+        to[10] = 0xFF
+        to[11] = 0xFF
+        to += 12
+    to[0] = <uint8_t>(mark >> 24)
+    to[1] = <uint8_t>(mark >> 16)
+    to[2] = <uint8_t>(mark >> 8)
+    to[3] = <uint8_t>mark
+
+
+cdef inline bint within(const uint8_t* address, const uint8_t* prefix, const uint8_t* mask) noexcept nogil:
+    """Is an address in a prefix (which has no bits outside its mask)?"""
+    return word(address) & word(mask) == word(prefix) and word(address + 8) & word(mask + 8) == word(prefix + 8)
+
+
+cdef inline Svc* find_marked(
+    Snapshot* s, uint8_t family, uint8_t proto, const uint8_t* source, const uint8_t* address, uint16_t port
+) noexcept nogil:
+    """The firewall-mark service for a packet, by our own rules: the last one that matches gives the mark."""
+    cdef uint32_t i = s.mark_count
+    cdef MarkRule* rule
+    cdef uint8_t key[16]
+    while i > 0:
+        i -= 1
+        rule = &s.marks[i]
+        if (
+            (rule.family == 0 or rule.family == family) and (rule.proto == 0 or rule.proto == proto)
+            and rule.low <= port <= rule.high and within(address, rule.destination, rule.destination_mask)
+            and within(source, rule.source, rule.source_mask)
+        ):
+            mark_address(key, family, rule.mark)
+            return find_exact(s, 0, key, 0)
+    return NULL
+
+
 cdef inline bint is_vip(Snapshot* s, const uint8_t* address) noexcept nogil:
     """Does any service have this address?"""
     cdef uint32_t i = address_slot(0, address, 0) & s.vip_mask
-    while s.vips[i] != NO_SLOT:
+    while s.vips[i] != NO_SLOT:  # firewall-mark services have no address and are not entered
         if same16(s.services[s.vips[i]].address, address):
             return True
         i = (i + 1) & s.vip_mask

@@ -5,11 +5,13 @@ answer or forward a second time. So an nftables table of our own stands at the i
 behind the packet sockets (they must be bound to all protocols), and drops
 
 * packets to a virtual service: protocol, VIP and port;
+* every packet to a VIP that no interface of the host has, whatever its protocol: the host would route it on;
 * replies of a NAT real server to anybody but this host: its health checks and its ssh live;
 * ICMP errors about either.
 
 Everything else passes: ARP, pings, other ports. Fragments after the first carry no ports and pass as well, except of
-a service of all ports; the host's stack holds them for a moment and drops them, as it never sees a first one.
+a service of all ports; the host's stack holds them for a moment and drops them, as it never sees a first one. Frames
+with a VLAN tag pass too: they are met again, without the tag, at the interface of that VLAN.
 
 The rules never change; services are elements of sets, so thousands cost one look-up each. The kernel removes the table
 when the process ends, however it ends (table owner, Linux 5.12); before that, the next start does.
@@ -112,17 +114,32 @@ class Guard:
                 else:
                     raise
 
-    def update(self, services: set[Endpoint], replies: set[Endpoint]) -> None:
-        """Keep from the host's stack packets to `services`, and what real servers send from `replies` to others.
+    def update(self, services: set[Endpoint], replies: set[Endpoint], vips: Iterable[str] = ()) -> None:
+        """Keep from the host's stack packets to `services`, what real servers send from `replies` to others, and all
+        packets to `vips`, which must not be addresses of the host.
 
         One transaction: a packet meets either the old sets or the new ones. Port 0 stands for all ports.
         Raises `GuardError`; the old sets stay then.
         """
+        self._hold(self._wanted(services, replies, vips))
+
+    def widen(self, services: set[Endpoint], replies: set[Endpoint], vips: Iterable[str] = ()) -> None:
+        """Keep these from the host's stack too, until the next `update`. Raises `GuardError`."""
+        wanted = self._wanted(services, replies, vips)
+        self._hold({name: keys | wanted[name] for name, keys in self._held.items()})
+
+    def _wanted(self, services: set[Endpoint], replies: set[Endpoint], vips: Iterable[str]) -> dict[str, set[bytes]]:
         wanted: dict[str, set[bytes]] = {name: set() for name in self._held}
         for kind, endpoints in (("services", services), ("replies", replies)):
             for endpoint in endpoints:
                 name, key = _element(kind, endpoint)
                 wanted[name].add(key)
+        for vip in vips:
+            parsed = ipaddress.ip_address(vip)
+            wanted[f"vips{parsed.version}"].add(parsed.packed)
+        return wanted
+
+    def _hold(self, wanted: dict[str, set[bytes]]) -> None:
         batch = Batch(TABLE)
         for name, keys in wanted.items():
             batch.delete_elements(name, sorted(self._held[name] - keys))
@@ -221,6 +238,7 @@ def _sets() -> dict[str, tuple[int, int]]:
             every = _PROTO << 6 | _ADDRESS[family.version]
             found[f"{kind}{family.version}"] = (every << 6 | _PORT, 8 + family.length)
             found[f"{kind}{family.version}_any"] = (every, 4 + family.length)
+        found[f"vips{family.version}"] = (_ADDRESS[family.version], family.length)
     return found
 
 
@@ -286,6 +304,8 @@ def _add_rules(batch: Batch, family: _Family, fib: bool) -> None:
     for chain in (main, icmp, error):
         batch.add_chain(chain)
 
+    whole = nft.payload(nft.NETWORK, family.destination, family.length, nft.REG32)
+    batch.add_rule(main, whole, nft.lookup(f"vips{version}", nft.REG32), nft.counter(), nft.verdict(nft.DROP))
     protocol = nft.meta(nft.META_L4PROTO, nft.REG32)
     to = nft.payload(nft.NETWORK, family.destination, family.length, nft.REG32 + 1)
     sender = nft.payload(nft.NETWORK, family.source, family.length, nft.REG32 + 1)
@@ -320,7 +340,8 @@ def _keep(batch: Batch, chain: str, name: str, load: tuple[bytes, bytes], port: 
 
 
 def _is(family: _Family) -> tuple[bytes, bytes]:
-    return nft.meta(nft.META_PROTOCOL, nft.REG32), nft.compare(nft.REG32, nft.EQ, family.ethertype)
+    """By the Ethernet header, which still says so if the frame has a VLAN tag."""
+    return nft.payload(nft.LINK, 12, 2, nft.REG32), nft.compare(nft.REG32, nft.EQ, family.ethertype)
 
 
 def _to_others(family: _Family, fib: bool) -> Iterable[bytes]:

@@ -1,49 +1,19 @@
 """What each forwarding method claims, held against the frames of one request that were captured at every node.
 
 `prove` takes the frames of a probe (one HTTP request from a known client port, after the VIP's ARP entry was deleted) and
-returns verdicts; `watch` judges what a whole run left behind. Nothing here opens a socket: fabricated frames do as well.
+returns verdicts. Nothing here opens a socket: fabricated frames do as well.
 Frames are looked at where they *arrive*: what the director sends is taken from its neighbours' interfaces.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from pylvs.lab.packet import IPIP, Frame, Ipv4
 from pylvs.lab.topology import Plan, Server
-
-SYN, RST, ACK = 0x02, 0x04, 0x10
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim, whether it held, what was seen, and what was wrong with it."""
-
-    claim: str
-    ok: bool
-    evidence: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()
-
-
-@dataclass
-class Case:
-    """Collects what speaks for and against one claim."""
-
-    claim: str
-    evidence: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-
-    def need(self, holds: bool, fault: str) -> bool:
-        """Note `fault` unless `holds`; returns `holds`."""
-        if not holds and fault not in self.faults:
-            self.faults.append(fault)
-        return holds
-
-    def verdict(self) -> Verdict:
-        """The verdict: it holds if nothing speaks against it."""
-        return Verdict(self.claim, not self.faults, tuple(self.evidence), tuple(self.faults))
+from pylvs.lab.verdict import ACK, SYN, Case, Verdict, macs, resets
 
 
 @dataclass(frozen=True)
@@ -154,10 +124,6 @@ def prove(probe: Probe) -> list[Verdict]:
     return [*methods[probe.plan.method](probe), _arp(probe), _once(probe)]
 
 
-def _macs(plan: Plan, node: str) -> set[str]:
-    return {end.mac for end in plan.node(node).interfaces}
-
-
 def _nat(probe: Probe) -> list[Verdict]:
     plan, server = probe.plan, probe.server
     only = Case("the client sees nobody but the VIP")
@@ -199,7 +165,7 @@ def _nat(probe: Probe) -> list[Verdict]:
     )
     for frame, packet in arrived:
         back.need(packet.source == plan.vip, f"an answer came from {packet.source}")
-        back.need(frame.source_mac in _macs(plan, "director"), "an answer did not come by the director")
+        back.need(frame.source_mac in macs(plan, "director"), "an answer did not come by the director")
         back.need(packet.sound and packet.segment_sound, "an answer arrived with a wrong checksum")
     if through and arrived:
         back.evidence = [f"before  {probe.line(through[0][0])}", f"after   {probe.line(arrived[0][0])}"]
@@ -212,9 +178,9 @@ def _dr(probe: Probe) -> list[Verdict]:
     alike = Case("above layer 2 the request arrives as it was sent, but for TTL and header checksum")
     pairs = probe.pairs(moved)
     for (sent, before), (got, after) in pairs:
-        moved.need(sent.target_mac in _macs(plan, "director"), "the client did not send to the director's MAC address")
-        moved.need(got.source_mac in _macs(plan, "director"), "the server's frame does not come from the director")
-        moved.need(got.target_mac in _macs(plan, server.name), f"the frame is not addressed to {server.name}")
+        moved.need(sent.target_mac in macs(plan, "director"), "the client did not send to the director's MAC address")
+        moved.need(got.source_mac in macs(plan, "director"), "the server's frame does not come from the director")
+        moved.need(got.target_mac in macs(plan, server.name), f"the frame is not addressed to {server.name}")
         moved.need(after.target == plan.vip, f"a packet arrived for {after.target}, not for the VIP")
         untouched(alike, before, after, (), plan.hops)
     moved.evidence = probe.show(pairs)
@@ -266,7 +232,7 @@ def _bypass(probe: Probe) -> Case:
     )
     for frame, packet in answers:
         case.need(packet.source == plan.vip, f"an answer left from {packet.source}, not from the VIP")
-        case.need(frame.target_mac not in _macs(plan, "director"), "an answer was sent to the director's MAC address")
+        case.need(frame.target_mac not in macs(plan, "director"), "an answer was sent to the director's MAC address")
     passed = [item for direction in ("in", "out") for item in probe.pick("director", direction, request=False)]
     case.need(not passed, f"{len(passed)} answers were seen at the director")
     if answers and arrived:
@@ -294,7 +260,7 @@ def _arp(probe: Probe) -> Verdict:
     case.need(len(told) == 1, f"{len(told)} answers to {len(asked)} questions")
     for frame in told:
         where = frame.arp.mac if frame.arp else ""
-        case.need(where in _macs(plan, "director"), f"{plan.owners.get(where, where)} claims the VIP")
+        case.need(where in macs(plan, "director"), f"{plan.owners.get(where, where)} claims the VIP")
     case.evidence = [probe.line(frame) for frame in (*asked[:1], *told)]
     return case.verdict()
 
@@ -318,7 +284,7 @@ def _once(probe: Probe) -> Verdict:
         )
         double = sum(max(0, count - (asked if key[2] in opened else 1)) for key, count in copies.items())
         case.need(not double, f"{double} packets were seen twice at {node}")
-    for frame in (*resets(probe.plan, probe.frames), *(f for f in probe.frames if f.ip and f.ip.icmp)):
+    for frame in (*resets(probe.plan, probe.frames)[0], *(f for f in probe.frames if f.ip and f.ip.icmp)):
         case.need(False, f"seen: {probe.line(frame)}")
     strangers = {
         server.name
@@ -330,136 +296,4 @@ def _once(probe: Probe) -> Verdict:
     case.evidence = [
         f"at the client: {len(answers)} answers, " + ", ".join(f"{count} [{m}]" for m, count in seen.items())
     ]
-    return case.verdict()
-
-
-# ------------------------------------------------------------------------------------------------- the run as a whole
-
-
-def _is_reset(frame: Frame) -> bool:
-    packet = frame.ip
-    packet = packet and (packet.inner or packet)
-    return bool(packet and packet.tcp and packet.tcp.flags & RST)
-
-
-def resets(plan: Plan, frames: Sequence[Frame]) -> list[Frame]:
-    """Resets that nobody in the conversation had reason to send: all that arrive at the client, and those that arrive at a
-    server although the client sent none on that connection."""
-
-    def port(frame: Frame) -> int:
-        packet = frame.ip
-        segment = packet and (packet.inner or packet).tcp
-        return segment.source if segment else 0
-
-    found = [frame for frame in frames if frame.direction != "by" and _is_reset(frame)]
-    own = {port(frame) for frame in found if (frame.node, frame.direction) == ("client", "out")}
-    servers = {server.name for server in plan.servers}
-    return [
-        frame
-        for frame in found
-        if frame.direction == "in" and (frame.node == "client" or (frame.node in servers and port(frame) not in own))
-    ]
-
-
-def watch(plan: Plan, frames: Sequence[Frame]) -> list[Verdict]:
-    """Verdicts on the signs (SYN, RST, ICMP, ARP) of a whole run, captured at the client and the servers."""
-    clean = Case("in the whole run no reset, no redirect, no other ICMP error, and nobody else claims the VIP")
-    big = Case("the client is told the tunnel's MTU, 1480, when a packet is too big for it")
-    told = 0
-    for frame in frames:
-        packet, arp = frame.ip, frame.arp
-        if arp and frame.direction == "in" and frame.node == plan.asks:
-            claims = arp.sender == plan.vip and arp.mac not in _macs(plan, "director")
-            clean.need(not claims, f"seen: {frame.line(plan.owners)}")
-        if packet is None or frame.direction != "in" or not (message := packet.icmp):
-            continue
-        if plan.method == "tun" and (message.kind, message.code) == (3, 4):
-            if frame.node == "client":  # elsewhere it is on its way
-                told += 1
-                big.need(message.mtu == 1480, f"seen: {frame.line(plan.owners)}")
-                big.evidence = big.evidence or [frame.line(plan.owners)]
-        else:
-            clean.need(False, f"seen: {frame.line(plan.owners)}")
-    for frame in resets(plan, frames):
-        clean.need(False, f"seen: {frame.line(plan.owners)}")
-    own = sum(1 for f in frames if _is_reset(f) and (f.node, f.direction) == ("client", "out"))
-    clean.evidence = [f"{len(frames)} frames with SYN, RST, ICMP or ARP looked at"]
-    if own:
-        clean.evidence.append(
-            f"{own} late repeats of ended connections were refused by the client itself: a busy machine"
-        )
-
-    answered = Case("every SYN of the client was answered by the VIP, and no answer came twice")
-    sent: Counter[tuple[int, int]] = Counter()
-    replies: Counter[tuple[int, int]] = Counter()
-    copies: Counter[tuple[tuple[int, int], bytes]] = Counter()
-    for frame in frames:
-        packet = frame.ip if frame.node == "client" else None
-        segment = packet and packet.tcp
-        if not packet or not segment or not segment.flags & SYN:
-            continue
-        if frame.direction == "out":
-            sent[segment.source, segment.sequence] += 1
-        elif frame.direction == "in":
-            answered.need(packet.source == plan.vip, f"{packet.source} answered: {frame.line(plan.owners)}")
-            key = (segment.target, (segment.acknowledged - 1) & 0xFFFFFFFF)
-            replies[key] += 1
-            copies[key, packet.payload] += 1
-    silent = sum(1 for key in sent if not replies[key])
-    # answers that a server repeats differ in their time stamp; those to a repeated SYN may come in the same millisecond
-    double = sum(max(0, count - max(1, sent[key])) for (key, _), count in copies.items())
-    answered.need(bool(sent), "no SYN was captured")
-    answered.need(not silent, f"{silent} were not answered")
-    answered.need(not double, f"{double} answers came twice")
-    again = sum(sent.values()) - len(sent)
-    answered.evidence = [f"{len(sent)} connections opened, {sum(replies.values())} answers, {again} SYNs repeated"]
-    cases = [clean, answered]
-    if plan.method == "tun":
-        big.need(bool(big.evidence), "no such message was seen although packets of 1500 bytes were sent")
-        cases.append(big)
-    return [case.verdict() for case in cases]
-
-
-def shares(servers: Mapping[str, int], expected: Mapping[str, float], requests: int) -> Verdict:
-    """`servers` counts the answers by server; `expected` is each one's due, met within one request (round robin)."""
-    case = Case(f"all {requests} requests answered, each server's share as due (within one)")
-    total = sum(servers.values())
-    case.need(total == requests, f"{total} of {requests} were answered")
-    for name, due in expected.items():
-        got = servers.get(name, 0)
-        case.need(abs(got - due) <= 1, f"{name} answered {got}, due were {due:g}")
-    for name in servers.keys() - expected.keys():
-        case.need(False, f"{name} answered, but belongs to nobody here")
-    case.evidence = [", ".join(f"{name} {servers.get(name, 0)}" for name in expected)]
-    return case.verdict()
-
-
-def load_on_director(plan: Plan, size: int, received: int) -> Verdict:
-    """`received` bytes reached the director while `size` bytes were downloaded."""
-    part = received / size if size else 0.0
-    text = f"{received / 1e6:.1f} MB reached the director while {size / 1e6:.0f} MB were downloaded"
-    if plan.method == "nat":
-        case = Case("the whole download passes the director")
-        case.need(part >= 1.0, text)
-    else:
-        case = Case("of the download only the client's acknowledgements pass the director")
-        case.need(part < 0.1, text)
-    case.evidence = [text]
-    return case.verdict()
-
-
-def agreed(client: int, director: int) -> Verdict:
-    """The connections that the client opened beside those that the director counted."""
-    case = Case("the director counts the connections that the client opened")
-    case.evidence = [f"client {client}, director {director}"]
-    case.need(client == director, case.evidence[0])
-    return case.verdict()
-
-
-def checksums(errors: Mapping[str, int]) -> Verdict:
-    """`errors` are the kernel's own counts, by node, of segments and headers with a wrong checksum."""
-    case = Case("no host received a packet with a wrong checksum")
-    for node, count in errors.items():
-        case.need(count == 0, f"{node} received {count}")
-    case.evidence = ["kernel counters: " + ", ".join(f"{node} {count}" for node, count in errors.items())]
     return case.verdict()

@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pylvs.lab import page, proof, record, topology
+from pylvs.lab import page, proof, record, topology, watch
 from pylvs.lab.capture import SIGNS, Capture, Tap
 from pylvs.lab.life import PYTHON, Lab
 from pylvs.lab.packet import TCP, Frame
 from pylvs.lab.process import Failed, Interrupted, Stop, lines
-from pylvs.lab.proof import Verdict
 from pylvs.lab.topology import Plan, network
+from pylvs.lab.verdict import Case, Verdict
 
 PROBE_PORT = 40080
 SETTLE = 0.3  # seconds without a frame after which a conversation is over, late duplicates included
@@ -135,8 +135,8 @@ class Drive:
             frames = self.settled(capture)
         self._lab.living()
         hosts = ["client", *(server.name for server in self._plan.servers)]
-        self._result.verdicts += proof.watch(self._plan, frames)
-        self._result.verdicts.append(proof.checksums({node: self._lab.checksum_errors(node) for node in hosts}))
+        self._result.verdicts += watch.watch(self._plan, frames)
+        self._result.verdicts.append(watch.checksums({node: self._lab.checksum_errors(node) for node in hosts}))
         self.table()
 
     @contextmanager
@@ -219,14 +219,14 @@ class Drive:
             self._progress.step(f"{count} {phase} requests, a new connection for each")
             report = self._phase(phase, count, "--ports", str(FIRST_PORT + number * count))
             self._answers.update(report["servers"])
-            verdict = proof.shares(report["servers"], due, count)
+            verdict = watch.shares(report["servers"], due, count)
             faults = tuple(f"{number} x {text}" for text, number in report["errors"].items())
             claim = verdict.claim.replace("requests", f"{phase} requests")
             self._result.verdicts.append(Verdict(claim, verdict.ok, verdict.evidence, verdict.faults + faults))
         self._progress.step(f"{KEEPALIVE} requests over one connection")
         report = self._phase("keepalive", KEEPALIVE)
         self._answers.update(dict.fromkeys(report["servers"], 1))
-        case = proof.Case("a connection stays with its server: keep-alive requests meet one only")
+        case = Case("a connection stays with its server: keep-alive requests meet one only")
         case.need(report["answered"] == KEEPALIVE, f"{report['answered']} of {KEEPALIVE} were answered")
         case.need(len(report["servers"]) == 1, f"{len(report['servers'])} servers answered")
         case.evidence = [f"{number} requests, all from {name}" for name, number in report["servers"].items()]
@@ -266,7 +266,7 @@ class Drive:
             report = self._result.transfers[-1]
             if report["server"]:
                 self._answers[report["server"]] += 1
-            case = proof.Case(f"the {kind} of {size / 1e6:g} MB arrives as it was sent")
+            case = Case(f"the {kind} of {size / 1e6:g} MB arrives as it was sent")
             case.need(
                 bool(report["ok"]), report["error"] or f"SHA-256 {report['sha256']}, expected {report['expected']}"
             )
@@ -275,7 +275,7 @@ class Drive:
             ]
             self._result.verdicts.append(case.verdict())
             if kind == "download":
-                self._result.verdicts.append(proof.load_on_director(self._plan, size, self._director_bytes() - before))
+                self._result.verdicts.append(watch.load_on_director(self._plan, size, self._director_bytes() - before))
 
     def _director_bytes(self) -> int:
         """Bytes that all interfaces of the director have received."""
@@ -291,7 +291,7 @@ class Drive:
             words = line.split()
             if len(words) >= 3 and words[0] == "TCP" and words[1] == self._plan.service and words[2].isdigit():
                 counted = int(words[2])
-        self._result.verdicts.append(proof.agreed(sum(self._answers.values()), counted))
+        self._result.verdicts.append(watch.agreed(sum(self._answers.values()), counted))
 
 
 __all__ = ["Interrupted", "Options", "Result", "run"]

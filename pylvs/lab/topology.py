@@ -8,10 +8,13 @@ of the servers 192.168.10.254, servers from 192.168.10.100), the DR and tunnel l
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from pyroute2.netlink.exceptions import NetlinkError
 
 from pylvs.lab import namespace
 
@@ -242,6 +245,16 @@ def networks(plan: Plan, lab: str) -> list[str]:
 def build(plan: Plan, lab: str, check: Callable[[], None] = lambda: None) -> None:
     """Make namespaces, wires, addresses, routes and settings of the lab. `check` is called between steps and may raise;
     whoever calls removes what is there, by the names that `networks` gives."""
+    try:
+        _build(plan, lab, check)
+    except NetlinkError as error:
+        code, reason = error.args[0], os.strerror(error.args[0])
+        raise OSError(
+            code, f"the kernel refused a link, address or route: {reason}; has it veth and bridge?"
+        ) from error
+
+
+def _build(plan: Plan, lab: str, check: Callable[[], None]) -> None:
     for name in networks(plan, lab):
         check()
         namespace.create(name)

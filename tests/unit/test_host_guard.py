@@ -58,7 +58,7 @@ def test_many_elements_are_split_because_an_attribute_has_64_kib() -> None:
 def test_construction_begins_with_the_table_and_names_its_parts() -> None:
     batch = _construction(stale=True, owned=True, fib=True)
     assert [change[0] for change in batch.changes[:2]] == [nft.DELTABLE, nft.NEWTABLE]
-    assert sum(change[0] == nft.NEWSET for change in batch.changes) == 8
+    assert sum(change[0] == nft.NEWSET for change in batch.changes) == 10
     assert {change[3] for change in batch.changes if change[0] == nft.NEWCHAIN} == {
         f"chain {name}{family.version}" for name in ("ip", "icmp", "error") for family in FAMILIES
     }

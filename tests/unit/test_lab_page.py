@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pylvs.lab import page
-from pylvs.lab.proof import Verdict
 from pylvs.lab.run import Result
 from pylvs.lab.topology import PLANS
+from pylvs.lab.verdict import Verdict
 
 
 class Terminal(io.StringIO):

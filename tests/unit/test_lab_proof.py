@@ -10,10 +10,11 @@ from scapy.layers.inet import ICMP, IP, TCP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
-from pylvs.lab import proof
+from pylvs.lab import proof, watch
 from pylvs.lab.packet import Frame
-from pylvs.lab.proof import Probe, Verdict
+from pylvs.lab.proof import Probe
 from pylvs.lab.topology import PLANS, Plan
+from pylvs.lab.verdict import Verdict
 
 PORT = 40080
 Frames = list[Frame]
@@ -253,7 +254,7 @@ def test_what_the_host_adds_is_found(method: str, kind: str) -> None:
     }[kind]
     frame = extra(plan, packet)
     assert "seen: client eth0 in" in broken(judge(plan, [*conversation(plan), frame]))
-    assert "seen: client eth0 in" in broken(proof.watch(plan, [*signs(plan), frame]))
+    assert "seen: client eth0 in" in broken(watch.watch(plan, [*signs(plan), frame]))
 
 
 @pytest.mark.parametrize("method", PLANS)
@@ -264,7 +265,7 @@ def test_another_claim_to_the_vip_is_found(method: str) -> None:
     frames = [*conversation(plan), Frame(plan.asks, "eth0", "in", 99.0, data)]
     faults = broken(judge(plan, frames))
     assert "2 answers to 1 questions" in faults and "rs2:eth0 claims the VIP" in faults
-    assert "ARP" in broken(proof.watch(plan, [*signs(plan), frames[-1]]))
+    assert "ARP" in broken(watch.watch(plan, [*signs(plan), frames[-1]]))
 
 
 # ------------------------------------------------------------------------------------------------- the run as a whole
@@ -287,18 +288,18 @@ def too_big(plan: Plan, mtu: int) -> IP:
 @pytest.mark.parametrize("method", PLANS)
 def test_a_quiet_run_holds(method: str) -> None:
     plan = PLANS[method]()
-    assert not broken(proof.watch(plan, signs(plan)))
+    assert not broken(watch.watch(plan, signs(plan)))
     flooded = extra(
         plan, IP(src=plan.vip, dst=plan.client) / TCP(sport=80, dport=1000, ack=8, flags="SA"), direction="by"
     )
-    assert not broken(proof.watch(plan, [*signs(plan), flooded]))  # what a switch floods was sent to somebody else
+    assert not broken(watch.watch(plan, [*signs(plan), flooded]))  # what a switch floods was sent to somebody else
 
 
 def test_answers_to_a_syn_are_counted() -> None:
     plan = PLANS["dr"]()
-    assert "1 answers came twice" in broken(proof.watch(plan, signs(plan, 2)))
-    assert "1 were not answered" in broken(proof.watch(plan, signs(plan, 0)))
-    assert "no SYN was captured" in broken(proof.watch(plan, []))
+    assert "1 answers came twice" in broken(watch.watch(plan, signs(plan, 2)))
+    assert "1 were not answered" in broken(watch.watch(plan, signs(plan, 0)))
+    assert "no SYN was captured" in broken(watch.watch(plan, []))
 
 
 def test_what_a_busy_machine_repeats_is_no_fault() -> None:
@@ -311,23 +312,36 @@ def test_what_a_busy_machine_repeats_is_no_fault() -> None:
     answer = extra(plan, IP(src=plan.vip, dst=plan.client) / stamped)
     refused = IP(src=plan.client, dst=plan.vip) / TCP(sport=1000, dport=80, seq=8, flags="R")
     late = [extra(plan, refused, direction="out"), extra(plan, refused, "rs1")]
-    verdicts = proof.watch(plan, [*signs(plan), syn, answer, *late])
+    verdicts = watch.watch(plan, [*signs(plan), syn, answer, *late])
     assert not broken(verdicts)
-    assert "refused by the client itself" in str(verdicts) and "1 SYNs repeated" in str(verdicts)
-    assert "seen: rs1 eth0 in" in broken(proof.watch(plan, [*signs(plan), *late[1:]]))
+    assert "refused by their own ends" in str(verdicts) and "1 SYNs repeated" in str(verdicts)
+    assert "seen: rs1 eth0 in" in broken(watch.watch(plan, [*signs(plan), *late[1:]]))
+
+
+@pytest.mark.parametrize("method", PLANS)
+def test_a_server_may_refuse_only_what_it_was_given(method: str) -> None:
+    plan = PLANS[method]()
+    source, port = (plan.servers[0].address, 8080) if method == "nat" else (plan.vip, 80)
+    accept = IP(src=source, dst=plan.client) / TCP(sport=port, dport=1000, flags="SA")
+    refuse = IP(src=source, dst=plan.client) / TCP(sport=port, dport=1000, flags="R")
+    arrives = IP(src=plan.vip, dst=plan.client) / TCP(sport=80, dport=1000, flags="R")
+    late = [extra(plan, accept, "rs1", "out"), extra(plan, refuse, "rs1", "out"), extra(plan, arrives)]
+    assert not broken(watch.watch(plan, [*signs(plan), *late]))
+    faults = broken(watch.watch(plan, [*signs(plan), late[0], extra(plan, refuse, "rs2", "out"), late[2]]))
+    assert "seen: rs2 eth0 out" in faults and "seen: client eth0 in" in faults
 
 
 def test_an_answer_that_is_not_rewritten_is_found() -> None:
     plan = PLANS["nat"]()
     answer = IP(src="192.168.10.100", dst=plan.client) / TCP(sport=8080, dport=1000, seq=1, ack=8, flags="SA")
-    assert "192.168.10.100 answered" in broken(proof.watch(plan, [*signs(plan), extra(plan, answer)]))
+    assert "192.168.10.100 answered" in broken(watch.watch(plan, [*signs(plan), extra(plan, answer)]))
 
 
 def test_the_tunnels_mtu() -> None:
     plan = PLANS["tun"]()
-    assert "MTU 1500" in broken(proof.watch(plan, [*signs(plan), extra(plan, too_big(plan, 1500))]))
-    assert "no such message" in broken(proof.watch(plan, signs(plan)[:-1]))
-    assert "fragmentation needed" in broken(proof.watch(PLANS["dr"](), [extra(plan, too_big(plan, 1480))]))
+    assert "MTU 1500" in broken(watch.watch(plan, [*signs(plan), extra(plan, too_big(plan, 1500))]))
+    assert "no such message" in broken(watch.watch(plan, signs(plan)[:-1]))
+    assert "fragmentation needed" in broken(watch.watch(PLANS["dr"](), [extra(plan, too_big(plan, 1480))]))
 
 
 DUE = {"rs1": 100.0, "rs2": 100.0, "rs3": 100.0}
@@ -345,7 +359,7 @@ DUE = {"rs1": 100.0, "rs2": 100.0, "rs3": 100.0}
     ],
 )
 def test_shares(got: dict[str, int], says: str) -> None:
-    faults = broken([proof.shares(got, DUE, 300)])
+    faults = broken([watch.shares(got, DUE, 300)])
     assert says in faults if says else not faults
 
 
@@ -354,10 +368,10 @@ def test_shares(got: dict[str, int], says: str) -> None:
     [("nat", 51_000_000, True), ("nat", 1_000_000, False), ("dr", 1_000_000, True), ("tun", 50_000_000, False)],
 )
 def test_load_on_the_director(method: str, received: int, ok: bool) -> None:
-    assert proof.load_on_director(PLANS[method](), 50_000_000, received).ok is ok
+    assert watch.load_on_director(PLANS[method](), 50_000_000, received).ok is ok
 
 
 def test_counts() -> None:
-    assert proof.agreed(604, 604).ok and not proof.agreed(604, 603).ok
-    assert proof.checksums({"rs1": 0}).ok
-    assert "rs2 received 3" in broken([proof.checksums({"rs1": 0, "rs2": 3})])
+    assert watch.agreed(604, 604).ok and not watch.agreed(604, 603).ok
+    assert watch.checksums({"rs1": 0}).ok
+    assert "rs2 received 3" in broken([watch.checksums({"rs1": 0, "rs2": 3})])

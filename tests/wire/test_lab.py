@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,16 @@ def test_networks_are_built_and_removed(method: str, name: str) -> None:
     assert not remains(name)
     assert sorted(os.listdir("/sys/class/net")) == links
     assert os.stat("/proc/self/ns/net").st_ino == here
+
+
+def test_what_the_kernel_refuses_is_one_line(name: str) -> None:
+    plan = PLANS["nat"]()
+    astray = replace(
+        plan, nodes=(*plan.nodes[:1], replace(plan.nodes[1], routes={"default": "203.0.113.1"}), *plan.nodes[2:])
+    )
+    with pytest.raises(OSError, match="the kernel refused a link, address or route: Network is unreachable"):
+        topology.build(astray, name)
+    life.clear(name)
 
 
 def test_a_name_that_is_taken_is_refused(name: str) -> None:
