@@ -36,6 +36,7 @@ from pylvs.model import (
     endpoint,
     service_name,
 )
+from pylvs.sched.load import Schedulers
 from pylvs.services import Dest, ServiceTable
 from pylvs.settings import Settings
 
@@ -60,7 +61,8 @@ class Director:
     """A director. All arguments are those of `configure`, besides:
 
     `now` is the time in seconds at which it starts, `seed` makes the hash of the connection table repeatable (None: drawn
-    from the system), `connections` is the size of the table, `clock` (seconds, monotonic) takes the place of given times.
+    from the system), `connections` is the size of the table, `clock` (seconds, monotonic) takes the place of given times,
+    `scheduler_modules` names modules (or files) with schedulers of your own; `ValueError` if one cannot be used.
     """
 
     def __init__(
@@ -74,13 +76,14 @@ class Director:
         seed: int | None = None,
         connections: int = 1 << 16,
         clock: Callable[[], float] | None = None,
+        scheduler_modules: Sequence[str] = (),
     ) -> None:
         source = random.Random(seed) if seed is not None else random.SystemRandom()
         self._clock = clock
         self._time = _nanoseconds(now)
         self._next_sweep = self.now + SWEEP_SECONDS
         self._slots = _fastpath.Slots()
-        self._table = ServiceTable(self._slots, self._slot_freed)
+        self._table = ServiceTable(self._slots, self._slot_freed, Schedulers(scheduler_modules))
         self._link_ids: dict[str, int] = {}
         self._link_names: dict[int, str] = {}
         self._host = Host()
@@ -404,7 +407,10 @@ class Director:
         self.sweep()
 
     def sweep(self) -> None:
-        """Once a minute, free the slots of deleted real servers that no connection uses any more."""
+        """Free the slots of deleted real servers that no connection uses any more, once a minute; and ask schedulers
+        again that want to be asked now and then."""
+        if self._table.refresh(self.now):
+            self._publish()
         if self.now >= self._next_sweep:
             self._next_sweep = self.now + SWEEP_SECONDS
             self._table.sweep(self.now)

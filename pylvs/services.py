@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "fwm": 0}
 METHODS = {"masq": 0, "tunnel": 2, "route": 3}
 TRASH_SECONDS = 120.0
 
+log = logging.getLogger("pylvs")
+
 COSTS = {"connections": 0, "weighted": 1, "delay": 2}
 
 #: (kind, cost, rule, step, top, epoch, fresh, level, options, table): see `Snapshot`
@@ -35,7 +38,7 @@ class BadPick(Refused, ValueError):
     """A user's scheduler failed, or compiled to what the data plane cannot execute; the message names it."""
 
     def __init__(self, scheduler: str, reason: object) -> None:
-        super().__init__(errno.EINVAL, f"scheduler {scheduler!r}: {reason}")
+        super().__init__(errno.ENOTSUP, f"scheduler {scheduler!r}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Entry:
     dests: list[Dest] = field(default_factory=list)
     pick: CompiledPick = (0, 0, 0, 0, 0, 0, True, 0, 0, b"")
     levels: tuple[int, ...] = ()
+    ask_again: float = float("inf")  # when its scheduler wants to be asked again
 
     def find(self, address: str, port: int) -> Dest | None:
         """The real server with this address and port."""
@@ -212,7 +216,11 @@ class ServiceTable:
     def _check(self, service: Service) -> None:
         if service.engine and service.engine != "sip":
             raise Refused(errno.ENOENT)
-        if service.scheduler not in self._schedulers:
+        try:
+            known = service.scheduler in self._schedulers
+        except ValueError as error:
+            raise BadPick(service.scheduler, error) from error
+        if not known:
             raise Refused(errno.ENOENT)
 
     # -------------------------------------------------------------------------------------------------- servers
@@ -311,6 +319,7 @@ class ServiceTable:
     def _bind(self, entry: Entry, pick: Compiled, *, fresh: bool) -> None:
         """Take over a service's pick; `fresh` if its scheduler starts from scratch."""
         entry.levels = pick.levels
+        entry.ask_again = 0.0 if hasattr(self._schedulers[entry.service.scheduler], "every") else float("inf")
         if fresh:
             entry.pick = pick.tuple(next(self._epochs), True, pick.top)
         else:
@@ -329,6 +338,26 @@ class ServiceTable:
         elif fresh:
             level = pick.top
         entry.pick = pick.tuple(next(self._epochs), fresh, level)
+
+    def refresh(self, now: float) -> bool:
+        """Ask those schedulers again whose time has come; True if one of them decides otherwise now.
+
+        One that fails then is reported in the log, and what it decided before stays.
+        """
+        changed = False
+        for entry in self:
+            if now < entry.ask_again:
+                continue
+            entry.ask_again = now + float(getattr(self._schedulers[entry.service.scheduler], "every", "inf"))
+            try:
+                pick = self._compile(entry.service, [dest.seen for dest in entry.dests])
+            except BadPick as error:
+                log.warning("%s: %s; it goes on as before", entry.service.name, error)
+                continue
+            if (pick.levels, pick.tuple(*entry.pick[5:8])) != (entry.levels, entry.pick):
+                self._changed(entry, pick)
+                changed = True
+        return changed
 
     def published(self) -> None:
         """The data plane works by the present state: nothing is fresh any more."""
