@@ -10,10 +10,14 @@ docs/reference/benchmarks.md. Exit codes: 0 measured, 1 something failed (said o
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import os
+import socket
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,7 @@ from bench.forwarders import (
 )
 from bench.generator import Generator, LiveFrames, SocketFrames, udp_frame
 from bench.meter import Meter
-from bench.topology import DROP_ALL, BenchError, Topology
+from bench.topology import DROP_ALL, BenchError, Topology, require_tools
 
 TRIAL = 0.25  # s of traffic per trial
 TOLERANCE = 0.005  # loss that still counts as lossless
@@ -74,7 +78,7 @@ class Packets:
             if limit:
                 record["generator_pps"] = limit
             try:
-                if isinstance(row, Pylvs) and self.options.search:
+                if isinstance(row, Pylvs) and not self.options.quick:
                     with Bare().running(self.bench):  # the floor directly before, for the ratio
                         record["bare_ns"] = self.cost()
                 with row.running(self.bench) as own:
@@ -236,6 +240,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=60, help="bytes of a small packet's frame, no FCS (default 60)")
     parser.add_argument("--burst", type=int, default=32, help="frames that arrive at once (default 32)")
     parser.add_argument("--trials", type=int, default=3, help="fixed-rate trials per row and round (default 3)")
+    parser.add_argument("--no-search", action="store_true", help="CPU and overload only, no lossless search")
     parser.add_argument("--stream-seconds", type=float, default=0.5, help="measured part of a TCP transfer, ≤ 0.6")
     parser.add_argument("--only", choices=("packets", "streams"), help="one of the two tables")
     parser.add_argument("--vip", choices=("host", "own"), default="host",
@@ -251,7 +256,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.quick:
         options.rounds, options.trials = 1, 1
-    options.search = not options.quick
+    options.search = not options.quick and not options.no_search
     options.rows = options.rows.split(",")
     options.cpus = tuple(map(int, options.cpus.split(",")))
     unknown = set(options.rows) - {"kernel", "bare", "DR", "NAT", "TUN"}
@@ -279,8 +284,30 @@ def generator_for(options: argparse.Namespace, topology: Topology, say: report.P
     return SocketFrames(topology, frame, options.burst)
 
 
+@contextlib.contextmanager
+def alone(say: report.Progress) -> Iterator[None]:
+    """Wait until no other run measures on this machine, and keep others waiting: two would count each other's work."""
+    with socket.socket(socket.AF_UNIX) as door:
+        waiting = False
+        while True:
+            try:
+                door.bind("\0pylvs-bench")
+                break
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            if not waiting:
+                say("another run is measuring on this machine; waiting for its end")
+            waiting = True
+            time.sleep(0.5)
+        yield
+
+
 def measure(options: argparse.Namespace, say: report.Progress) -> dict[str, Any]:
     """Run everything; return facts, records and notes."""
+    require_tools()
+    if (os.cpu_count() or 1) <= max(options.cpus):
+        raise BenchError(f"processors {options.cpus[0]} and {options.cpus[1]} are needed; name others with --cpus")
     result: dict[str, Any] = {"facts": report.facts(), "options": vars(options), "notes": []}
     notes: list[str] = result["notes"]
     lacking = missing()
@@ -361,7 +388,8 @@ def main() -> int:
     interrupts.install()
     began = time.monotonic()
     try:
-        result = measure(options, say)
+        with alone(say):
+            result = measure(options, say)
     except KeyboardInterrupt:
         print("bench/wire.py: stopped; everything it made is removed", file=sys.stderr)
         return 1

@@ -419,16 +419,19 @@ class Director:
         return [(self._link_names[link], frame) for link, frame in frames]
 
     def _outcome(self, raw: tuple[str, str | None, conntrack.Raw | None, int | None, int | None, Any]) -> Outcome:
-        verdict, reason, connection, service, _, frames = raw
+        verdict, reason, connection, service, slot, frames = raw
         found = conntrack.connection(connection, self._now) if connection else None
         return Outcome(
             verdict=verdict,
             reason=reason,
             frames=self._named(frames),
             service=self._service_name(service) if service is not None else None,
-            dest=endpoint(found.dest, found.dest_port) if found else None,
+            dest=endpoint(found.dest, found.dest_port) if found else self._server_name(slot),
             connection=found,
         )
+
+    def _server_name(self, slot: int | None) -> str | None:
+        return next((dest.server.name for entry in self._table for dest in entry.dests if dest.slot == slot), None)
 
     def _service_name(self, slot: int) -> str | None:
         return next((service_name(entry.service.key) for entry in self._table if entry.slot == slot), None)

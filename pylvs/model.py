@@ -54,7 +54,7 @@ def family_of(address: str) -> Family:
     return 6 if ":" in address else 4
 
 
-class Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Common shape of the model's records."""
 
 

@@ -171,6 +171,7 @@ class Echo:
             for sock in select.select([*self._servers, *clients], [], [], 0.05)[0]:
                 if sock in self._servers:
                     clients.append(sock.accept()[0])
+                    clients[-1].settimeout(1.0)  # for one that sends and never reads
                     self.accepted += 1
                     continue
                 try:

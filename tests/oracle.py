@@ -348,11 +348,17 @@ class Balancer:
             return self._icmp(packet, tag, "out")
         return self._from_server(packet, interface, tag, now)
 
+    def _serves(self, family: int) -> bool:
+        """Without any service of an address family IPVS is out of its way altogether, flows or not."""
+        return any(key[0] == family for key in self.services)
+
     def _from_client(self, packet: Packet, tag: bytes, now: float) -> Verdict:
         if packet.protocol not in (TCP, UDP):
             return PASS
         if len(packet.payload) < (20 if packet.protocol == TCP else 8):
             return DROP
+        if not self._serves(packet.family):
+            return PASS
         flags = packet.payload[13] if packet.protocol == TCP else 0
         syn, rst = flags & 2, flags & 4
         connection = self._from_client_flow(packet.protocol, packet.source, packet.target, packet.ports)
@@ -404,7 +410,7 @@ class Balancer:
         if len(packet.payload) < (20 if packet.protocol == TCP else 8):
             return PASS
         connection = self._from_server_flow(packet.protocol, packet.source, packet.target, packet.ports)
-        if not connection:
+        if not connection or not self._serves(packet.family):
             return PASS
         # here the host's routing sees the packet first: its errors come from the host, and change no connection
         link = self._route(packet.target)[0]
@@ -468,7 +474,7 @@ class Balancer:
             return PASS
         find = self._from_client_flow if direction == "in" else self._from_server_flow
         connection = find(inner.protocol, inner.target, inner.source, inner.ports[::-1])
-        if not connection:
+        if not connection or not self._serves(packet.family):
             return PASS
         cover = b"" if packet.family == 4 else pseudo(packet.source, packet.target, ICMP6, len(body))
         if total(cover + body) != 0xFFFF or packet.ttl <= 1:

@@ -70,6 +70,8 @@ class Daemon:
         self._started = time.monotonic()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pylvs-control")
         self._vips = Vips()
+        self._unopened: set[str] = set()
+        self._link_down = 0
         self._asked: dict[tuple[str, int], float] = {}
         self._last_refresh = 0.0
         self._heartbeat = (0, time.monotonic(), False)  # turns of the worker, when they last grew, whether we said so
@@ -204,7 +206,7 @@ class Daemon:
         links = {link.name: link for link in host.links if not link.loopback and link.mac != NO_MAC}
         for port in self.worker.ports.values():
             link = links.get(port.name)
-            if link is None or link.index != port.ifindex:
+            if link is None or link.index != port.ifindex or not port.bound:
                 self.worker.remove_port(port)
                 self._say(f"interface {port.name} is gone")
         present = {port.name for port in self.worker.ports.values()}
@@ -218,8 +220,11 @@ class Daemon:
             except OSError as error:
                 if not self._watch_started:
                     raise Failure(error.strerror or str(error), 4 if error.errno == errno.EPERM else 1) from None
-                self._say(f"interface {name} cannot be opened: {error.strerror}")
+                if name not in self._unopened:
+                    self._unopened.add(name)
+                    self._say(f"interface {name} cannot be opened, trying again: {error.strerror}")
                 continue
+            self._unopened.discard(name)
             if self._receives(link):
                 self.beside.stand_at({name, *self._receiving()})
             self.worker.add_port(port)
@@ -262,6 +267,10 @@ class Daemon:
     async def _refresh(self) -> None:
         """Every few seconds, have the kernel confirm the next hops in use: it does not see our traffic."""
         await self._do(self.director.sweep)
+        link_down = self.director.counters()["drops"].get("link_down", 0)
+        if link_down != self._link_down:  # an interface may have gone and come back unseen
+            self._link_down = link_down
+            await self._do(lambda: self._reconcile_ports(self.director.host))
         if self.beside.lingers:
             await self._do(self._reconcile)
         if time.monotonic() - self._last_refresh < REFRESH:
@@ -273,6 +282,7 @@ class Daemon:
 
     def _round(self) -> set[str]:
         """Bring the surroundings in line once more; return the gateways and real servers."""
+        self._reconcile_ports(self.director.host)
         self._reconcile()
         addresses = {server.server.address for each in self.director.status() for server in each.servers}
         addresses.update(route.gateway for route in self.director.host.routes if route.gateway)
@@ -327,6 +337,7 @@ def run(
     """Run a daemon until SIGTERM or SIGINT; return the exit status."""
     stopper = Stopper()
     logging.basicConfig(level=logging.WARNING, format="pylvs: %(message)s")
+    logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # a request that is no HTTP is its sender's affair
 
     async def main() -> None:
         await Daemon(

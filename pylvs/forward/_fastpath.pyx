@@ -26,8 +26,8 @@ from pylvs.forward.plane cimport (
     ARENA_SIZE, HEADROOM, HELD_FRAMES, HELD_SIZE, NEEDS, OUT_CAPACITY, DestLocal, Plane, Settings, TxFrame, retry_held,
 )
 from pylvs.forward.snapshot cimport (
-    MAX_DESTS, MAX_SERVICES, NO_SLOT, DestSlot, Entry, MarkRule, ServiceSlot,
-    Snapshot as SnapshotStruct, Svc, address_slot, mark_address,
+    MAX_DESTS, MAX_SERVICES, NO_SLOT, DestSlot, Entry, MarkRule, ServiceSlot, Snapshot as SnapshotStruct, Svc,
+    address_slot, mark_address,
 )
 from pylvs.forward.state cimport LAST_TCP_STATE, Timeouts, default_timeouts
 from pylvs.forward.stats cimport Counters, Totals
@@ -130,17 +130,16 @@ cdef class Slots:
 
 
 cdef class Snapshot:
-    """A compiled configuration. `services` is a list of
-    (protocol number, family, address16, port, slot, one_packet, mark, persistent ms, mask16, pick, entries), where
-    `pick` is (kind, cost, rule, step, top, epoch, fresh, level, options, table of positions as 32-bit words) and
-    `entries` a list of (slot, weight, method, family, port, address16); a firewall-mark service has protocol 0 and
-    `mark_key` as its address. `marks` is a list of (mark, family, protocol, low port, high port, source16, mask16,
-    destination16, mask16)"""
+    """A compiled configuration. `services` is a list of (protocol number, family, address16, port, slot, one_packet,
+    mark, persistent ms, mask16, pick, entries), where `pick` is (kind, cost, rule, step, top, epoch, fresh, level,
+    options, table of list positions as 32-bit words) and `entries` a list of (slot, weight, method, family, port,
+    address16) in list order; a firewall-mark service has protocol 0 and `mark_key` as its address. `marks` is a list of
+    (mark, family, protocol, low port, high port, source16, mask16, destination16, mask16)."""
 
     cdef SnapshotStruct s
     cdef object keep
 
-    def __cinit__(self, list services, list marks=[], uint32_t generation=0, bint guarded=False):
+    def __cinit__(self, list services, list marks, uint32_t generation=0, bint guarded=False):
         cdef Py_ssize_t count = sum([len(service[10]) for service in services])
         cdef Svc* svc
         cdef Entry* entry
@@ -170,6 +169,7 @@ cdef class Snapshot:
             svc = &self.s.services[n]
             svc.proto = proto
             svc.family = family
+            self.s.serves[svc.family & 7] = True
             svc.port = port
             svc.slot = slot
             svc.one_packet = one_packet
@@ -370,7 +370,7 @@ cdef class Core:
         p.settings.lblc_expiration = p.settings.lblcr_expiration = <uint64_t>86400 * 1000000000
         p.icmp_tokens = 1000000000
         self.adopt_fib(fib)
-        self.adopt(Snapshot([]))
+        self.adopt(Snapshot([], []))
 
     def __dealloc__(self):
         cdef Plane* p = self.plane

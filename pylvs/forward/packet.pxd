@@ -203,6 +203,7 @@ cdef inline int parse_arp(Frame* frame, Flow* flow) noexcept nogil:
     if flow.l3 + 28 > frame.length or be32(p) != 0x00010800 or be16(p + 4) != 0x0604 or be16(p + 6) != 1:
         return PASS
     flow.kind = ARP_REQUEST
+    flow.family = 4
     map4(flow.src, p + 14)
     map4(flow.dst, p + 24)
     return CONTINUE

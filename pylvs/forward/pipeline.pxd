@@ -75,8 +75,8 @@ cdef inline int process_batch(Plane* plane, Frame* frames, int count, uint64_t n
         r = &results[i]
         plane.cause = <uint16_t>i
         if likely(r.verdict == CONTINUE):
-            if unlikely(plane.snapshot.service_count == 0):
-                r.verdict = PASS  # without any service the kernel's IPVS is out of the way altogether
+            if unlikely(not plane.snapshot.serves[flows[i].family]):
+                r.verdict = PASS  # without any service of its family the kernel's IPVS is out of the way altogether
             elif likely(flows[i].kind == FLOW):
                 r.verdict = <uint8_t>decide(plane, &frames[i], &flows[i], hashes[i], r)
             else:
@@ -214,6 +214,7 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
     verdict = forward(plane, frame, flow, c, r)
     if c.flags & F_ONE_PACKET:
         remove(&plane.table, index)
+        r.conn = NOBODY
     return verdict
 
 

@@ -147,6 +147,7 @@ cdef struct Snapshot:
     uint32_t generation
     MarkRule* marks
     uint32_t mark_count
+    uint8_t serves[8]  # by address family (4, 6): is there any service?
     bint any_port_zero
     bint any_ftp
     bint guarded  # the host does not see packets for services and replies of NAT real servers

@@ -226,6 +226,12 @@ cdef class PacketPort:
         """The kernel's number of the interface."""
         return self.port.ifindex
 
+    @property
+    def bound(self):
+        """Is the socket at its interface? Not if that was deleted or moved away, even if it has come back since."""
+        with socket.socket(fileno=os.dup(self.port.fd)) as sock:
+            return sock.getsockname()[0] == self.name
+
     def close(self):
         """Close the socket; the worker must have let go of the port."""
         if self.port.ring is not NULL:

@@ -108,10 +108,17 @@ def test_server_comes_back(kind: Kind) -> Story:
 
 @each(KINDS)
 def test_deleted_service(kind: Kind) -> Story:
-    """Its flows are dropped, other packets are the host's; set up again, everything goes on."""
+    """Its flows are dropped, other packets are the host's; set up again, everything goes on.
+
+    Without any service of the address family all is the host's, even a real server's reply (asked of the kernel).
+    """
     yield from commands(kind.commands())
     yield from opened(kind)
     yield Run(f"-D {kind.service}")
+    yield left("c", from_router(kind.request(flags="A")))
+    if kind.method == "nat":
+        yield left("s", from_server(kind.reply()))
+    yield Run(f"-A -{kind.protocol[0]} {endpoint(kind.plan.vip, 4444)} -s rr")
     yield dropped("c", from_router(kind.request(flags="A")))
     yield left("c", from_router(kind.request(sport=40008)))
     if kind.method == "nat":
@@ -123,10 +130,12 @@ def test_deleted_service(kind: Kind) -> Story:
 
 @each(KINDS)
 def test_flush(kind: Kind) -> Story:
-    """Clearing the table does not forget the flows; they end by their timers."""
+    """Clearing the table does not forget the flows; they end by their timers. With no service left, all is the host's."""
     yield from commands(kind.commands())
     yield from opened(kind)
     yield Run("-C")
+    yield left("c", from_router(kind.request(flags="A")))
+    yield Run(f"-A {'-t' if kind.protocol == 'tcp' else '-u'} {endpoint(kind.plan.vip, 4444)} -s rr")
     yield dropped("c", from_router(kind.request(flags="A")))
     yield Wait(1200)
     yield left("c", from_router(kind.request(flags="A")))
