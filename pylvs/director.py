@@ -37,6 +37,7 @@ from pylvs.model import (
     endpoint,
     service_name,
 )
+from pylvs.sched.load import Schedulers
 from pylvs.services import Dest, Entry, ServiceTable
 from pylvs.settings import Settings
 
@@ -61,7 +62,8 @@ class Director:
     """A director. All arguments are those of `configure`, besides:
 
     `now` is the time in seconds at which it starts, `seed` makes the hash of the connection table repeatable (None: drawn
-    from the system), `connections` is the size of the table, `clock` (seconds, monotonic) takes the place of given times.
+    from the system), `connections` is the size of the table, `clock` (seconds, monotonic) takes the place of given times,
+    `scheduler_modules` names modules (or files) with schedulers of your own; `ValueError` if one cannot be used.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Director:
         seed: int | None = None,
         connections: int = 1 << 16,
         clock: Callable[[], float] | None = None,
+        scheduler_modules: Sequence[str] = (),
     ) -> None:
         source = random.Random(seed) if seed is not None else random.SystemRandom()
         self._clock = clock
@@ -83,7 +86,7 @@ class Director:
         self._next_look = self.now + TICK_SECONDS
         self._estimates: dict[tuple[str, int], Estimate] = {}
         self._slots = _fastpath.Slots()
-        self._table = ServiceTable(self._slots, self._slot_freed)
+        self._table = ServiceTable(self._slots, self._slot_freed, Schedulers(scheduler_modules))
         self._link_ids: dict[str, int] = {}
         self._link_names: dict[int, str] = {}
         self._host = Host()
@@ -442,8 +445,11 @@ class Director:
 
     def sweep(self) -> None:
         """What time brings to the control plane, asked once a second or more often: every two seconds a look at the
-        counters; every minute, slots of deleted real servers that no connection uses any more are freed."""
+        counters; schedulers that want to be asked again are; every minute, slots of deleted real servers that no
+        connection uses any more are freed."""
         self.look()
+        if self._table.refresh(self.now):
+            self._publish()
         if self.now >= self._next_sweep:
             self._next_sweep = self.now + SWEEP_SECONDS
             self._table.sweep(self.now)

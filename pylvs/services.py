@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -25,8 +27,59 @@ TUNNELS = {"ipip": 0, "gue": 1, "gre": 2}
 TUNNEL_CHECKSUMS = {"": 0, "csum": 1, "remcsum": 2}
 TRASH_SECONDS = 120.0
 
-#: (kind, cost, rule, step, top, epoch, fresh, level): see `Snapshot`
-CompiledPick = tuple[int, int, int, int, int, int, bool, int]
+log = logging.getLogger("pylvs")
+
+COSTS = {"connections": 0, "weighted": 1, "delay": 2}
+
+#: (kind, cost, rule, step, top, epoch, fresh, level, options, table): see `Snapshot`
+CompiledPick = tuple[int, int, int, int, int, int, bool, int, int, bytes]
+
+
+class BadPick(Refused, ValueError):
+    """A user's scheduler failed, or compiled to what the data plane cannot execute; the message names it."""
+
+    def __init__(self, scheduler: str, reason: object) -> None:
+        super().__init__(errno.ENOTSUP, f"scheduler {scheduler!r}: {reason}")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A pick as the data plane knows it; `levels` are the weights (or levels) of the servers."""
+
+    kind: int
+    levels: tuple[int, ...]
+    cost: int = 0
+    rule: int = 0
+    step: int = 0
+    top: int = 0
+    options: int = 0
+    table: bytes = b""
+
+    def tuple(self, epoch: int, fresh: bool, level: int) -> CompiledPick:
+        """For the snapshot."""
+        return self.kind, self.cost, self.rule, self.step, self.top, epoch, fresh, level, self.options, self.table
+
+
+def compiled(pick: sched.Pick, count: int) -> Compiled:
+    """Translate a checked pick for `count` servers."""
+    match pick:
+        case sched.Cursor(levels, step, top, restart):
+            return Compiled(1, levels, rule=int(restart), step=step, top=top)
+        case sched.Least(weights, cost, idle_first):
+            return Compiled(2, weights, cost=COSTS[cost], options=1 if idle_first else 0)
+        case sched.First(weights, spill):
+            return Compiled(3, weights, options=2 if spill else 0)
+        case sched.Choice(weights):
+            return Compiled(4, weights)
+        case sched.Table(slots, weights, how, key, port, fallback):
+            options = (8 if key == "destination" else 0) | (16 if port else 0)
+            options |= (32 if how == "siphash" else 0) | (64 if fallback else 0)
+            table = array("I", [slot & 0xFFFFFFFF for slot in slots]).tobytes()
+            return Compiled(5, weights, options=options, table=table)
+        case sched.Cache(weights, sets):
+            return Compiled(6, weights, cost=COSTS["weighted"], options=4 if sets else 0)
+        case _:
+            return Compiled(0, (0,) * count)
 
 
 class SlotNumbers:
@@ -57,7 +110,13 @@ class Dest:
 
     server: RealServer
     slot: int
+    last_weight: int
     idle_since: float = -1.0
+
+    @property
+    def seen(self) -> sched.Server:
+        """What a scheduler sees of it."""
+        return sched.Server(self.server.address, self.server.port, self.server.weight, self.last_weight)
 
 
 @dataclass
@@ -67,8 +126,9 @@ class Entry:
     service: Service
     slot: int
     dests: list[Dest] = field(default_factory=list)
-    pick: CompiledPick = (0, 0, 0, 0, 0, 0, True, 0)
+    pick: CompiledPick = (0, 0, 0, 0, 0, 0, True, 0, 0, b"")
     levels: tuple[int, ...] = ()
+    ask_again: float = float("inf")  # when its scheduler wants to be asked again
 
     def find(self, address: str, port: int) -> Dest | None:
         """The real server with this address and port."""
@@ -76,9 +136,18 @@ class Entry:
 
 
 class ServiceTable:
-    """Services by key. `freed` is told of slots that may be used again: ("service" | "dest", slot)."""
+    """Services by key. `freed` is told of slots that may be used again: ("service" | "dest", slot).
 
-    def __init__(self, slots: _fastpath.Slots, freed: Callable[[str, int], None]) -> None:
+    A change that its scheduler cannot cope with is refused with `BadPick` before anything is changed.
+    """
+
+    def __init__(
+        self,
+        slots: _fastpath.Slots,
+        freed: Callable[[str, int], None],
+        schedulers: Mapping[str, sched.Scheduler] = sched.SCHEDULERS,
+    ) -> None:
+        self._schedulers = schedulers
         self._slots = slots
         self._freed = freed
         self.entries: dict[ServiceKey, Entry] = {}
@@ -105,17 +174,19 @@ class ServiceTable:
         if service.key in self.entries:
             raise Refused(errno.EEXIST)
         self._check(service)
+        pick = self._compile(service, ())
         entry = Entry(msgspec.structs.replace(service, servers=()), self._service_numbers.take())
         self.entries[service.key] = entry
-        self._bind(entry, fresh=True)
+        self._bind(entry, pick, fresh=True)
 
     def edit_service(self, service: Service) -> None:
         """Change a service's scheduler, flags, persistence; its servers and connections stay."""
         entry = self.get(service.key)
         self._check(service)
+        pick = self._compile(service, [dest.seen for dest in entry.dests])
         rebind = service.scheduler != entry.service.scheduler
         entry.service = msgspec.structs.replace(service, servers=())
-        self._bind(entry, fresh=rebind)
+        self._bind(entry, pick, fresh=rebind)
 
     def delete_service(self, key: ServiceKey, now: float) -> None:
         """Delete a service; its servers go to the trash, their connections live on until they expire."""
@@ -128,7 +199,11 @@ class ServiceTable:
     def _check(self, service: Service) -> None:
         if service.engine and service.engine != "sip":
             raise Refused(errno.ENOENT)
-        if service.scheduler not in sched.SCHEDULERS and service.scheduler != "none":
+        try:
+            known = service.scheduler in self._schedulers
+        except ValueError as error:
+            raise BadPick(service.scheduler, error) from error
+        if not known:
             raise Refused(errno.ENOENT)
 
     # -------------------------------------------------------------------------------------------------- servers
@@ -139,14 +214,18 @@ class ServiceTable:
         self._check_server(server)
         if entry.find(*server.key):
             raise Refused(errno.EEXIST)
+        added = sched.Server(server.address, server.port, server.weight)
+        pick = self._compile(entry.service, [added, *(dest.seen for dest in entry.dests)])
         dest = self.trash.pop((key, *server.key), None)
         if dest is None:
-            dest = Dest(server, self._dest_numbers.take())
+            dest = Dest(server, self._dest_numbers.take(), server.weight)
+        relieved = server.upper == 0 or server.upper > dest.server.upper
         dest.server = server
+        dest.last_weight = server.weight
         dest.idle_since = -1.0
-        self._tell(dest, available=True, relieved=True)
+        self._tell(dest, available=True, relieved=relieved)
         entry.dests.insert(0, dest)
-        self._changed(entry)
+        self._changed(entry, pick)
 
     def edit_server(self, key: ServiceKey, server: RealServer) -> None:
         """Change a real server's weight, method or thresholds (ENOENT, ERANGE)."""
@@ -155,10 +234,14 @@ class ServiceTable:
         dest = entry.find(*server.key)
         if dest is None:
             raise Refused(errno.ENOENT)
+        last_weight = server.weight or dest.last_weight
+        edited = sched.Server(server.address, server.port, server.weight, last_weight)
+        pick = self._compile(entry.service, [edited if each is dest else each.seen for each in entry.dests])
         relieved = server.upper == 0 or server.upper > dest.server.upper
         dest.server = server
+        dest.last_weight = last_weight
         self._tell(dest, available=True, relieved=relieved)
-        self._changed(entry)
+        self._changed(entry, pick)
 
     def delete_server(self, key: ServiceKey, address: str, port: int, now: float) -> None:
         """Take a real server out of its service; established connections keep pointing at it (ENOENT)."""
@@ -166,8 +249,9 @@ class ServiceTable:
         dest = entry.find(address, port)
         if dest is None:
             raise Refused(errno.ENOENT)
+        pick = self._compile(entry.service, [each.seen for each in entry.dests if each is not dest])
         self._discard(entry, dest, now)
-        self._changed(entry)
+        self._changed(entry, pick)
 
     def _set_tunnel(self, dest: Dest) -> None:
         tunnel = dest.server.tunnel
@@ -186,9 +270,8 @@ class ServiceTable:
     def _tell(self, dest: Dest, *, available: bool, relieved: bool) -> None:
         """Tell the data plane what a real server is now; `relieved` ends its overload."""
         server = dest.server
-        weight = server.weight if available else 0
         self._slots.set(
-            dest.slot, available, weight, server.upper, server.lower, METHODS[server.method], server.port, relieved
+            dest.slot, available, server.weight, server.upper, server.lower, METHODS[server.method], server.port, relieved
         )
         self._set_tunnel(dest)
 
@@ -210,45 +293,65 @@ class ServiceTable:
 
     # -------------------------------------------------------------------------------------------------- compile
 
-    def _pick(self, entry: Entry) -> tuple[int, int, int, int, int, tuple[int, ...]]:
-        scheduler = sched.SCHEDULERS.get(entry.service.scheduler)
-        servers = [sched.Server(dest.server.address, dest.server.port, dest.server.weight) for dest in entry.dests]
-        pick = scheduler.compile(servers, frozenset(entry.service.flags)) if scheduler else sched.Nobody()
-        match pick:
-            case sched.Cursor(levels, step, top, restart):
-                return 1, 0, int(restart), step, top, levels
-            case sched.Least(weights, cost):
-                return 2, int(cost == "weighted"), 0, 0, 0, weights
-            case _:
-                return 0, 0, 0, 0, 0, (0,) * len(servers)
+    def _compile(self, service: Service, servers: Sequence[sched.Server]) -> Compiled:
+        """Ask the service's scheduler; `BadPick` whatever goes wrong in it."""
+        try:
+            pick = self._schedulers[service.scheduler].compile(tuple(servers), frozenset(service.flags))
+        except Exception as error:
+            raise BadPick(service.scheduler, f"{type(error).__name__}: {error}") from error
+        try:
+            return compiled(sched.check(pick, len(servers)), len(servers))
+        except ValueError as error:
+            raise BadPick(service.scheduler, error) from error
 
-    def _bind(self, entry: Entry, *, fresh: bool) -> None:
-        """Compile the service's pick; `fresh` if its scheduler starts from scratch."""
-        kind, cost, rule, step, top, entry.levels = self._pick(entry)
+    def _bind(self, entry: Entry, pick: Compiled, *, fresh: bool) -> None:
+        """Take over a service's pick; `fresh` if its scheduler starts from scratch."""
+        entry.levels = pick.levels
+        entry.ask_again = 0.0 if hasattr(self._schedulers[entry.service.scheduler], "every") else float("inf")
         if fresh:
-            entry.pick = (kind, cost, rule, step, top, next(self._epochs), True, top)
+            entry.pick = pick.tuple(next(self._epochs), True, pick.top)
         else:
-            entry.pick = (kind, cost, rule, step, top, *entry.pick[5:])
+            entry.pick = pick.tuple(*entry.pick[5:8])
 
-    def _changed(self, entry: Entry) -> None:
-        """Compile after a change of servers; a pick that the data plane has not seen yet stays fresh, its level moved on
-        as the data plane would have moved it."""
-        kind, cost, rule, step, top, entry.levels = self._pick(entry)
-        fresh, level = entry.pick[6], entry.pick[7]
-        if fresh and rule:
-            if level > top or level == 0:
-                level = top
-            elif step > 1:
-                level = level // step * step + 1
+    def _changed(self, entry: Entry, pick: Compiled) -> None:
+        """Take over a pick after a change of servers; one that the data plane has not seen yet stays fresh, its level
+        moved on as the data plane would have moved it."""
+        entry.levels = pick.levels
+        fresh, level = entry.pick[6:8]
+        if fresh and pick.rule:
+            if level > pick.top or level == 0:
+                level = pick.top
+            elif pick.step > 1:
+                level = level // pick.step * pick.step + 1
         elif fresh:
-            level = top
-        entry.pick = (kind, cost, rule, step, top, next(self._epochs), fresh, level)
+            level = pick.top
+        entry.pick = pick.tuple(next(self._epochs), fresh, level)
+
+    def refresh(self, now: float) -> bool:
+        """Ask those schedulers again whose time has come; True if one of them decides otherwise now.
+
+        One that fails then is reported in the log, and what it decided before stays.
+        """
+        changed = False
+        for entry in self:
+            if now < entry.ask_again:
+                continue
+            entry.ask_again = now + float(getattr(self._schedulers[entry.service.scheduler], "every", "inf"))
+            try:
+                pick = self._compile(entry.service, [dest.seen for dest in entry.dests])
+            except BadPick as error:
+                log.warning("%s: %s; it goes on as before", entry.service.name, error)
+                continue
+            if (pick.levels, pick.tuple(*entry.pick[5:8])) != (entry.levels, entry.pick):
+                self._changed(entry, pick)
+                changed = True
+        return changed
 
     def published(self) -> None:
         """The data plane works by the present state: nothing is fresh any more."""
         for entry in self:
             if entry.pick[6]:
-                entry.pick = (*entry.pick[:6], False, 0)
+                entry.pick = (*entry.pick[:6], False, 0, *entry.pick[8:])
 
     def snapshot(self, generation: int, guarded: bool, marks: Iterable[Mark] = ()) -> _fastpath.Snapshot:
         """Compile everything for the data plane."""
@@ -279,7 +382,7 @@ class ServiceTable:
                 )
                 for entry in self
             ],
-            [compiled for mark in marks for compiled in _compile_mark(mark)],
+            [rule for mark in marks for rule in _compile_mark(mark)],
             generation,
             guarded,
         )

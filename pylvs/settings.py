@@ -163,6 +163,8 @@ EFFECTIVE = frozenset(
         "drop_packet",
         "expire_nodest_conn",
         "expire_quiescent_template",
+        "lblc_expiration",
+        "lblcr_expiration",
         "nat_icmp_send",
         "pmtu_disc",
         "run_estimation",

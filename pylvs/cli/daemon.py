@@ -30,6 +30,13 @@ def add(subparsers: Any) -> None:
         "--ring", type=_size, default=64, metavar="MIB", help="receive ring of each interface (%(default)s MiB)"
     )
     parser.add_argument(
+        "--scheduler-module",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="load schedulers of your own from a module or a .py file (repeatable)",
+    )
+    parser.add_argument(
         "--no-guard", action="store_true", help="do not keep forwarded packets from the host's own stack"
     )
 
@@ -47,4 +54,10 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(each, lambda *_: os._exit(0))  # while nothing is set up, there is nothing to undo
     from pylvs.daemon.main import run as run_daemon
 
-    return run_daemon(args.interface, connections=args.connections, ring_mib=args.ring, guard=not args.no_guard)
+    return run_daemon(
+        args.interface,
+        connections=args.connections,
+        ring_mib=args.ring,
+        guard=not args.no_guard,
+        scheduler_modules=args.scheduler_module,
+    )

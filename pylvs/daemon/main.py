@@ -55,7 +55,15 @@ class Failure(Exception):
 class Daemon:
     """One running director. `interfaces` empty: all but loopback, as they come and go."""
 
-    def __init__(self, interfaces: Sequence[str], *, connections: int, ring_mib: int, guard: bool) -> None:
+    def __init__(
+        self,
+        interfaces: Sequence[str],
+        *,
+        connections: int,
+        ring_mib: int,
+        guard: bool,
+        scheduler_modules: Sequence[str] = (),
+    ) -> None:
         self._interfaces = list(interfaces)
         self._ring_mib = ring_mib
         self._want_guard = guard
@@ -69,7 +77,9 @@ class Daemon:
         self._heartbeat = (0, time.monotonic(), False)  # turns of the worker, when they last grew, whether we said so
         self._stop = asyncio.Event()
         self._cleanup = contextlib.AsyncExitStack()
-        self.director = Director(clock=time.monotonic, connections=connections)
+        self.director = Director(
+            clock=time.monotonic, connections=connections, scheduler_modules=scheduler_modules
+        )
         self.worker = Worker(self.director.cores[0])
         self.beside = Beside(self.director, self._say)
         self._watch: HostWatch
@@ -316,14 +326,27 @@ class Stopper:
             stop.set()
 
 
-def run(interfaces: Sequence[str], *, connections: int, ring_mib: int, guard: bool) -> int:
+def run(
+    interfaces: Sequence[str],
+    *,
+    connections: int,
+    ring_mib: int,
+    guard: bool,
+    scheduler_modules: Sequence[str] = (),
+) -> int:
     """Run a daemon until SIGTERM or SIGINT; return the exit status."""
     stopper = Stopper()
     logging.basicConfig(level=logging.WARNING, format="pylvs: %(message)s")
     logging.getLogger("aiohttp").setLevel(logging.CRITICAL)  # a request that is no HTTP is its sender's affair
 
     async def main() -> None:
-        await Daemon(interfaces, connections=connections, ring_mib=ring_mib, guard=guard).run(stopper)
+        await Daemon(
+            interfaces,
+            connections=connections,
+            ring_mib=ring_mib,
+            guard=guard,
+            scheduler_modules=scheduler_modules,
+        ).run(stopper)
 
     missing = _missing()
     if missing:

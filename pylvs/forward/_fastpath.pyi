@@ -9,7 +9,7 @@ DEST_CAPACITY: Final[int]
 SERVICE_CAPACITY: Final[int]
 LINK_CAPACITY: Final[int]
 
-_Pick = tuple[int, int, int, int, int, int, bool, int]
+_Pick = tuple[int, int, int, int, int, int, bool, int, int, bytes]
 _Entry = tuple[int, int, int, int, int, bytes]
 _Service = tuple[int, int, bytes, int, int, bool, int, int, bytes, _Pick, list[_Entry]]
 _Mark = tuple[int, int, int, int, int, bytes, bytes, bytes, bytes]

@@ -13,6 +13,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from pylvs.forward cimport crc32c as crc
 from pylvs.forward._sys cimport acquire, load32, release
+from pylvs.forward.cache cimport CACHE_ENTRIES, CACHE_HEADS, CACHE_MEMBERS, CacheEntry, Member
 from pylvs.forward.conn cimport Conn, expire
 from pylvs.forward.defence cimport Defence, defend
 from pylvs.forward.fib cimport (
@@ -155,10 +156,10 @@ cdef class Slots:
 
 cdef class Snapshot:
     """A compiled configuration. `services` is a list of (protocol number, family, address16, port, slot, one_packet,
-    mark, persistent ms, mask16, pick, entries), where `pick` is (kind, cost, rule, step, top, epoch, fresh, level) and
-    `entries` a list of (slot, weight, method, family, port, address16) in list order; a firewall-mark service has
-    protocol 0 and `mark_key` as its address. `marks` is a list of (mark, family, protocol, low port, high port,
-    source16, mask16, destination16, mask16)."""
+    mark, persistent ms, mask16, pick, entries), where `pick` is (kind, cost, rule, step, top, epoch, fresh, level,
+    options, table of list positions as 32-bit words) and `entries` a list of (slot, weight, method, family, port,
+    address16) in list order; a firewall-mark service has protocol 0 and `mark_key` as its address. `marks` is a list of
+    (mark, family, protocol, low port, high port, source16, mask16, destination16, mask16)."""
 
     cdef SnapshotStruct s
     cdef object keep
@@ -168,14 +169,16 @@ cdef class Snapshot:
         cdef Svc* svc
         cdef Entry* entry
         cdef uint32_t at = 0
+        cdef uint32_t filled = 0
         cdef uint32_t i
-        cdef bytes address
+        cdef bytes address, table
         self.s.service_count = len(services)
         self.s.generation = generation
         self.s.guarded = guarded
         self._take_marks(marks)
         self.s.services = <Svc*>self._new(len(services) * sizeof(Svc))
         self.s.entries = <Entry*>self._new(count * sizeof(Entry))
+        self.s.tables = <uint32_t*>self._new(sum([len(service[9][9]) for service in services]))
         self.s.index_mask = table_size(len(services)) - 1
         self.s.vip_mask = self.s.index_mask
         self.s.reply_mask = table_size(count) - 1
@@ -202,7 +205,11 @@ cdef class Snapshot:
             memcpy(svc.mask, <const uint8_t*>(<bytes>mask), 16)
             memcpy(svc.address, <const uint8_t*>address, 16)
             (svc.pick.kind, svc.pick.cost, svc.pick.rule, svc.pick.step, svc.pick.top, svc.pick.epoch,
-             svc.pick.fresh, svc.pick.level) = pick
+             svc.pick.fresh, svc.pick.level, svc.pick.options, table) = pick
+            svc.pick.slots = self.s.tables + filled
+            svc.pick.size = <uint32_t>(len(table) // 4)
+            memcpy(svc.pick.slots, <const uint8_t*>table, len(table))
+            filled += svc.pick.size
             svc.first = at
             svc.count = len(entries)
             for dest, weight, method, rip_family, rip_port, address in entries:
@@ -265,6 +272,7 @@ cdef class Snapshot:
         free(self.s.services)
         free(self.s.marks)
         free(self.s.entries)
+        free(self.s.tables)
         free(self.s.index)
         free(self.s.vips)
         free(self.s.replies)
@@ -377,6 +385,12 @@ cdef class Core:
         p.slots = slots.slots
         p.dests = <DestLocal*>reserve(MAX_DESTS * sizeof(DestLocal))
         p.cursors = <ServiceSlot*>reserve(MAX_SERVICES * sizeof(ServiceSlot))
+        p.cache.entries = <CacheEntry*>reserve(<size_t>(CACHE_ENTRIES + 1) * sizeof(CacheEntry))
+        p.cache.heads = <uint32_t*>reserve(CACHE_HEADS * 4)
+        p.cache.members = <Member*>reserve(<size_t>(CACHE_MEMBERS + 1) * sizeof(Member))
+        p.cache.fresh = 1
+        p.cache.fresh_member = 1
+        p.random = p.table.key0 ^ p.table.key1
         p.services = <Counters*>reserve(MAX_SERVICES * sizeof(Counters))
         p.out = <TxFrame*>reserve(OUT_CAPACITY * sizeof(TxFrame))
         p.arena = <uint8_t*>reserve(ARENA_SIZE)
@@ -392,6 +406,7 @@ cdef class Core:
         p.defence.random |= 1
         p.settings.conn_reuse_mode = 1
         p.settings.pmtu_disc = 1
+        p.settings.lblc_expiration = p.settings.lblcr_expiration = <uint64_t>86400 * 1000000000
         p.icmp_tokens = 1000000000
         self.adopt_fib(fib)
         self.adopt(Snapshot([], []))
@@ -405,6 +420,9 @@ cdef class Core:
         munmap(p.table.heads, <size_t>(p.table.mask + 1) * 4)
         munmap(p.dests, MAX_DESTS * sizeof(DestLocal))
         munmap(p.cursors, MAX_SERVICES * sizeof(ServiceSlot))
+        munmap(p.cache.entries, <size_t>(CACHE_ENTRIES + 1) * sizeof(CacheEntry))
+        munmap(p.cache.heads, CACHE_HEADS * 4)
+        munmap(p.cache.members, <size_t>(CACHE_MEMBERS + 1) * sizeof(Member))
         munmap(p.services, MAX_SERVICES * sizeof(Counters))
         munmap(p.out, OUT_CAPACITY * sizeof(TxFrame))
         munmap(p.arena, ARENA_SIZE)
@@ -468,6 +486,8 @@ cdef class Core:
         s.pmtu_disc = settings["pmtu_disc"] != 0
         s.expire_quiescent_template = settings["expire_quiescent_template"] != 0
         s.schedule_icmp = settings["schedule_icmp"] != 0
+        s.lblc_expiration = <uint64_t>max(settings["lblc_expiration"], 0) * 1000000000
+        s.lblcr_expiration = <uint64_t>max(settings["lblcr_expiration"], 0) * 1000000000
         memset(&command, 0, sizeof(command))
         command.kind = TUNE
         command.pointer = &timeouts

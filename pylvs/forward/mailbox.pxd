@@ -9,12 +9,13 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pylvs.forward._sys cimport acquire, release
+from pylvs.forward.cache cimport flush_service
 from pylvs.forward.conn cimport Conn, evict
 from pylvs.forward.defence cimport Defence, update
 from pylvs.forward.fib cimport Fib
 from pylvs.forward.pick cimport move_cursor
 from pylvs.forward.plane cimport Plane, Settings, retry_held
-from pylvs.forward.snapshot cimport NO_SLOT, Snapshot, Svc, find_exact
+from pylvs.forward.snapshot cimport NO_SLOT, PICK_CACHE, ServiceSlot, Snapshot, Svc, find_exact
 from pylvs.forward.state cimport Timeouts
 from pylvs.forward.stats cimport Counters
 
@@ -58,9 +59,16 @@ cdef inline void adopt(Plane* plane, Snapshot* new) noexcept nogil:
     cdef Snapshot* old = plane.snapshot
     cdef Svc* svc
     cdef Svc* before
+    cdef ServiceSlot* state
     cdef uint32_t i
     for i in range(new.service_count):
         svc = &new.services[i]
+        if svc.pick.kind == PICK_CACHE:
+            state = &plane.cursors[svc.slot]
+            if svc.pick.fresh and state.epoch != svc.pick.epoch:
+                flush_service(&plane.cache, plane.slots, plane.table.key0, svc.slot)
+                state.bound = plane.now
+            state.generation = new.generation
         if plane.cursors[svc.slot].epoch == svc.pick.epoch:
             continue
         before = NULL
@@ -70,6 +78,11 @@ cdef inline void adopt(Plane* plane, Snapshot* new) noexcept nogil:
                 before = NULL
         move_cursor(old, before, new, svc, &plane.cursors[svc.slot])
         plane.cursors[svc.slot].epoch = svc.pick.epoch
+    if old is not NULL:
+        for i in range(old.service_count):
+            state = &plane.cursors[old.services[i].slot]
+            if state.cached and state.generation != new.generation:  # deleted, or scheduled in another way now
+                flush_service(&plane.cache, plane.slots, plane.table.key0, old.services[i].slot)
     plane.snapshot = new
 
 

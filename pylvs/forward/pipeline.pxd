@@ -151,6 +151,11 @@ cdef inline int inbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index, 
     r.service = plane.dests[c.dest].service
     if unlikely(not plane.slots[c.dest].available):
         if plane.settings.expire_nodest_conn and not c.controlled:
+            if c.method != MASQ and c.proto == TCP and not (flow.tcp_flags & (SYN | RST) or plane.settings.sloppy_tcp):
+                # the kernel's own reset passes this entry on its way out, and closes it
+                set_state(&plane.table, c, CLOSE, plane.timeouts.tcp[<int>CLOSE], plane.now)
+                touch(c, plane.now)
+                return leave(plane, frame, flow, r)
             r.conn = NOBODY
             remove(&plane.table, index)
             return schedule(plane, frame, flow, r)
@@ -260,7 +265,7 @@ cdef inline uint32_t connect(Plane* plane, Flow* flow, Svc* svc, uint8_t* reason
     if svc.persistent:
         return persist(plane, flow, svc, reason)
     if svc.mark or svc.port == flow.dport:  # a service of all ports serves persistent clients only
-        entry = choose_server(plane.snapshot, svc, plane.slots, plane.cursors)
+        entry = choose_server(plane, svc, flow)
     if entry is NULL:
         reason[0] = NO_SERVER
         return NOBODY
@@ -310,7 +315,7 @@ cdef inline uint32_t persist(Plane* plane, Flow* flow, Svc* svc, uint8_t* reason
         outdate(&plane.table, index)
         index = NOBODY
     if index == NOBODY:
-        entry = choose_server(plane.snapshot, svc, plane.slots, plane.cursors)
+        entry = choose_server(plane, svc, flow)
         if entry is NULL:
             reason[0] = NO_SERVER
             return NOBODY

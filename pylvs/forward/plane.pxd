@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from pylvs.forward._sys cimport acquire, likely, release, unlikely
+from pylvs.forward.cache cimport Cache
 from pylvs.forward.conn cimport ConnTable
 from pylvs.forward.defence cimport Defence
 from pylvs.forward.fib cimport HOP_LOCAL, HOP_READY, HOP_UNRESOLVED, NO_LINK, Fib, Hop, resolve
@@ -74,6 +75,8 @@ cdef struct Settings:
     uint32_t conn_reuse_mode
     uint32_t nat_icmp_send
     uint32_t pmtu_disc
+    uint64_t lblc_expiration  # ns
+    uint64_t lblcr_expiration  # ns
     uint32_t expire_quiescent_template
     uint32_t schedule_icmp
 
@@ -89,6 +92,8 @@ cdef struct Plane:
     DestSlot* slots
     DestLocal* dests
     ServiceSlot* cursors
+    Cache cache
+    uint64_t random  # state of the generator
     Counters* services
     Counters total
     Totals totals

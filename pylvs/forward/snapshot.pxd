@@ -41,11 +41,26 @@ cdef enum PickKind:
     PICK_NONE = 0
     PICK_CURSOR  # the next entry of a weighted round
     PICK_LEAST  # the smallest cost
+    PICK_FIRST  # the highest weight
+    PICK_CHOICE  # the better of two drawn by weight
+    PICK_TABLE  # a slot of a hash table
+    PICK_CACHE  # the server that this destination address had before
 
 
 cdef enum Cost:
     COST_CONNECTIONS = 0  # 256 * active + inactive
     COST_WEIGHTED = 1  # the same, divided by the weight
+    COST_DELAY = 2  # active + 1, divided by the weight
+
+
+cdef enum PickOption:
+    IDLE_FIRST = 1  # least: a server without active connections is taken at once
+    SPILL = 2  # first: a server with more active connections than its weight is passed over
+    SETS = 4  # cache: several servers for one address
+    BY_DESTINATION = 8  # table: hash the destination address, not the source
+    WITH_PORT = 16  # table: hash the source port too
+    SIPHASH = 32  # table: SipHash modulo any size, not a multiplication and a power of two
+    FALLBACK = 64  # table: look on if the slot's server cannot be used
 
 
 cdef enum CursorRule:
@@ -76,6 +91,9 @@ cdef struct ServiceSlot:
     uint32_t cursor  # a dest slot; NO_SLOT is the head of the list
     int32_t level  # the weight that the present pass serves (wrr's "current weight")
     uint32_t epoch  # of the pick that the cursor was last moved for
+    uint32_t cached  # entries of the cache that are this service's
+    uint32_t generation  # of the last snapshot that had this service with a cache
+    uint64_t bound  # ns; when the cache began
 
 
 cdef struct Entry:
@@ -91,11 +109,14 @@ cdef struct Pick:
     uint8_t kind
     uint8_t cost
     uint8_t rule
+    uint8_t options
     int32_t step  # cursor: gcd of the weights
     int32_t top  # cursor: the highest level
     uint32_t epoch  # changes whenever the servers or the scheduler change
     bint fresh  # the scheduler has just been bound to the service
     int32_t level  # cursor: where a fresh one starts
+    uint32_t* slots  # table: positions in the list of servers, NO_SLOT for none
+    uint32_t size  # table: of `slots`
 
 
 cdef struct Svc:
@@ -137,6 +158,7 @@ cdef struct Snapshot:
     uint8_t* reply_proto
     uint32_t* masked  # open addressing over entries: NAT real servers by address alone
     uint32_t reply_mask
+    uint32_t* tables  # of all picks, one after the other
     uint32_t generation
     MarkRule* marks
     uint32_t mark_count
