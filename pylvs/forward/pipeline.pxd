@@ -24,7 +24,7 @@ from pylvs.forward.packet cimport (
 )
 from pylvs.forward.pick cimport choose_server
 from pylvs.forward.plane cimport HEADROOM, Plane, has_room, retry_held, scratch
-from pylvs.forward.reassembly cimport Datagram, assemble, book, release, take
+from pylvs.forward.reassembly cimport Datagram, assemble, book, release, take, unbook
 from pylvs.forward.snapshot cimport (
     MASQ, NO_SLOT, ROUTE, TUNNEL, Entry, Svc, find_exact, find_service, is_nat_address, is_nat_server, is_vip,
 )
@@ -509,7 +509,10 @@ cdef inline int collect(Plane* plane, Frame* frame, Flow* flow, Result* r) noexc
         return DROP
     for i in range(first, plane.out_count):
         plane.out[i].cause = cause
-    book(&plane.totals, count - 1 if r.verdict == HELD else count - 2, r.verdict, r.reason)
+    unbook(&plane.totals, 1)  # the whole was booked in its place, or will be when its next hop is known
+    if r.verdict == HELD:
+        return FORWARD
+    book(&plane.totals, count - 2, r.verdict, r.reason)
     return r.verdict
 
 
