@@ -21,7 +21,7 @@ from cases.craft import (
     to_server,
     too_big,
 )  # fmt: skip
-from cases.table import Host, Story, commands, each, forward, reply
+from cases.table import Host, Story, commands, each, reply
 from packets import checksum, pseudo, splice
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6
@@ -143,7 +143,7 @@ def test_wrapped(tunnel: Tunnel, directors: Callable[..., Any]) -> None:
 
 @each(TUNNELS)
 def test_size(tunnel: Tunnel) -> Story:
-    """What does not fit is answered with what would; one byte less goes through."""
+    """What does not fit is answered with what would."""
     kind = tunnel.kind
     yield Host(host(s_mtu=1400))
     yield from commands(tunnel.commands())
