@@ -25,7 +25,7 @@ from pylvs.forward.packet cimport (
 )
 from pylvs.forward.pick cimport choose_server
 from pylvs.forward.plane cimport HEADROOM, Plane, has_room, retry_held, scratch
-from pylvs.forward.reassembly cimport Datagram, assemble, book, release, take
+from pylvs.forward.reassembly cimport Datagram, assemble, book, release, take, unbook
 from pylvs.forward.sctp cimport (
     CHUNK_ABORT, CHUNK_INIT, NO_CHUNK, NO_EVENT, SCTP_CLOSED, event_of, first_chunk, next_sctp,
 )
@@ -669,7 +669,10 @@ cdef inline int collect(Plane* plane, Frame* frame, Flow* flow, Result* r) noexc
         return DROP
     for i in range(first, plane.out_count):
         plane.out[i].cause = cause
-    book(&plane.totals, count - 1 if r.verdict == HELD else count - 2, r.verdict, r.reason)
+    unbook(&plane.totals, 1)  # the whole was booked in its place, or will be when its next hop is known
+    if r.verdict == HELD:
+        return FORWARD
+    book(&plane.totals, count - 2, r.verdict, r.reason)
     return r.verdict
 
 

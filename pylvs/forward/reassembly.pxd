@@ -5,8 +5,8 @@ A pool of fixed size, found by a keyed hash of source, destination, protocol and
 fragment that overlaps others ends the whole datagram, one that is there already is dropped alone, and the fragments'
 ECN fields combine by RFC 3168 §5.3.
 
-Every fragment is booked once: the one that completes a datagram as what becomes of it, the ones that waited in the same
-moment as the same; or all of them as drops. Waiting ones count in `HELD` only, as frames without a next hop do.
+Every fragment is booked once, when it comes: as forwarded while it waits. The one that completes a datagram is booked
+as what becomes of it, and those that waited are booked anew as the same; or as drops if it is never complete.
 
 The caller owns the pool and says what time it is; nothing here knows of services or connections.
 """
@@ -17,7 +17,7 @@ from libc.string cimport memcpy, memmove, memset
 from pylvs.forward cimport checksum
 from pylvs.forward.flowhash cimport flow_hash
 from pylvs.forward.packet cimport (
-    CONTINUE, DROP, FORWARD, FRAGMENT, FRAGMENT_FLOOD, FRAGMENT_OVERLAP, FRAGMENT_TIMEOUT, HEADER_CHAIN, HELD, ICMP6,
+    CONTINUE, DROP, FORWARD, FRAGMENT, FRAGMENT_FLOOD, FRAGMENT_OVERLAP, FRAGMENT_TIMEOUT, HEADER_CHAIN, ICMP6,
     TCP, TRUNCATED, UDP, Flow, Frame, be16, be32, put16, same16,
 )
 from pylvs.forward.stats cimport Totals, count_verdict
@@ -100,11 +100,18 @@ cdef inline void release(Reassembly* pool, Datagram* d) noexcept nogil:
     pool.count -= 1
 
 
+cdef inline void unbook(Totals* totals, uint32_t count) noexcept nogil:
+    """Take back what `count` waiting fragments were booked as."""
+    totals.received -= count
+    totals.forwarded -= count
+
+
 cdef inline void book(Totals* totals, uint32_t count, int verdict, uint8_t reason) noexcept nogil:
-    """Book `count` fragments that waited; those that wait on for their next hop are as good as sent."""
+    """Book `count` fragments that waited as what has become of them."""
     cdef uint32_t _
+    unbook(totals, count)
     for _ in range(count):
-        count_verdict(totals, FORWARD if verdict == HELD else verdict, reason)
+        count_verdict(totals, verdict, reason)
 
 
 cdef inline int end_all(Reassembly* pool, Totals* totals, Datagram* d, uint8_t reason) noexcept nogil:
@@ -240,7 +247,7 @@ cdef inline bint mixed_ecn(uint8_t seen) noexcept nogil:
 cdef inline int take(
     Reassembly* pool, Totals* totals, Frame* frame, Flow* flow, uint64_t now, Datagram** whole, uint8_t* reason
 ) noexcept nogil:
-    """Add a fragment: HELD if it waits, CONTINUE if it completes `whole`, or DROP."""
+    """Add a fragment: FORWARD if it waits, CONTINUE if it completes `whole`, or DROP."""
     cdef uint8_t* ip = frame.data + flow.l3
     cdef uint8_t* p
     cdef uint32_t size = flow.end - flow.l4
@@ -297,7 +304,7 @@ cdef inline int take(
     if df and header + size > d.largest_df:
         d.largest_df = header + size
     if not d.first or d.have != d.total:
-        return HELD
+        return FORWARD
     d.count -= 1  # the one at hand is booked by its caller
     if mixed_ecn(d.ecn):
         reason[0] = FRAGMENT
