@@ -152,7 +152,7 @@ class Director:
                     raise ValueError(f"more than {_fastpath.LINK_CAPACITY} interfaces are not supported")
                 self._link_ids[link.name] = number
                 self._link_names[number] = link.name
-        self._host = host
+        self._host = self._table.host = host
         self._generation += 1
         ids = {link.index: self._link_ids[link.name] for link in host.links}
         fib = compile_fib(host, ids, self._generation)

@@ -186,3 +186,19 @@ def _neighbours(
             if each in link_ids:
                 seen[packed(neighbour.address), link_ids[each]] = mac
     return ((address, mac, link) for (address, link), mac in seen.items())
+
+
+def is_unicast(host: model.Host, address: str) -> bool:
+    """Does the kernel take this address for a single host's? Zero, broadcast and multicast addresses are not, nor are
+    IPv4 addresses written as IPv6 and IPv6 link-local ones, unless the latter are the host's own."""
+    ip = ipaddress.ip_address(address)
+    own = [ipaddress.ip_interface(each) for link in host.links for each in link.addresses]
+    if isinstance(ip, ipaddress.IPv4Address):
+        if ip.is_multicast or ip in ipaddress.ip_network("0.0.0.0/8") or address == "255.255.255.255":
+            return False
+        return all(
+            ip != each.network.broadcast_address for each in own if each.version == 4 and each.network.prefixlen < 31
+        )
+    if ip.is_multicast or ip.is_unspecified or ip.ipv4_mapped is not None:
+        return False
+    return not ip.is_link_local or any(ip == each.ip for each in own)

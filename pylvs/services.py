@@ -17,9 +17,9 @@ from itertools import count
 import msgspec
 
 from pylvs import sched
-from pylvs.fib import packed
+from pylvs.fib import is_unicast, packed
 from pylvs.forward import _fastpath
-from pylvs.model import Mark, RealServer, Refused, Service, ServiceKey
+from pylvs.model import Host, Mark, RealServer, Refused, Service, ServiceKey
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132, "fwm": 0}
 METHODS = {"masq": 0, "tunnel": 2, "route": 3}
@@ -150,6 +150,7 @@ class ServiceTable:
         self._schedulers = schedulers
         self._slots = slots
         self._freed = freed
+        self.host = Host()  # which addresses can be a real server's
         self.entries: dict[ServiceKey, Entry] = {}
         self.trash: dict[tuple[ServiceKey, str, int], Dest] = {}
         self._service_numbers = SlotNumbers(_fastpath.SERVICE_CAPACITY)
@@ -209,11 +210,13 @@ class ServiceTable:
     # -------------------------------------------------------------------------------------------------- servers
 
     def add_server(self, key: ServiceKey, server: RealServer) -> None:
-        """Add a real server at the head of the list, or revive it from the trash (EEXIST, ERANGE)."""
+        """Add a real server at the head of the list, or revive it from the trash (EEXIST, EINVAL, ERANGE)."""
         entry = self.get(key)
         self._check_server(server)
         if entry.find(*server.key):
             raise Refused(errno.EEXIST)
+        if (key, *server.key) not in self.trash and not is_unicast(self.host, server.address):
+            raise Refused(errno.EINVAL)
         added = sched.Server(server.address, server.port, server.weight)
         pick = self._compile(entry.service, [added, *(dest.seen for dest in entry.dests)])
         dest = self.trash.pop((key, *server.key), None)
