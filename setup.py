@@ -30,6 +30,8 @@ link = [flag for flag in MODES[mode] if flag.startswith(("-fsanitize", "--covera
 MODULES = [
     "pylvs.forward._fastpath",
     "pylvs.ports.af_packet",
+    "pylvs.ports.memory",
+    "pylvs.ports.port",
     "pylvs.worker",
 ]
 

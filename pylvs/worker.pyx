@@ -21,8 +21,7 @@ from pylvs.forward.packet cimport (
 )
 from pylvs.forward.pipeline cimport BATCH, Result
 from pylvs.forward.plane cimport Plane, TxFrame
-from pylvs.ports.af_packet cimport TX_BATCH, PacketPort, Port, clear_error, receive, transmit
-from pylvs.ports.af_packet cimport release as give_back
+from pylvs.ports.port cimport TX_BATCH, AnyPort, Port
 
 
 cdef extern from "<poll.h>" nogil:
@@ -98,7 +97,7 @@ cdef void flush(Loop* loop, Result* results) noexcept nogil:
                 lose(plane, results, batch[at], ENETDOWN)
                 at += 1
                 continue
-            sent = transmit(port, &batch[at], count - at, &error)
+            sent = port.transmit(port, &batch[at], count - at, &error)
             at += sent
             if at < count and sent == 0:
                 lose(plane, results, batch[at], error)
@@ -109,7 +108,7 @@ cdef int turn(Loop* loop, Port* port) noexcept nogil:
     """One batch of one port; return how many frames there were."""
     cdef Frame frames[BATCH]
     cdef Result results[BATCH]
-    cdef int count = receive(port, frames, BATCH)
+    cdef int count = port.receive(port, frames, BATCH)
     cdef int first = 0
     cdef int decided
     while first < count:
@@ -118,7 +117,7 @@ cdef int turn(Loop* loop, Port* port) noexcept nogil:
         flush(loop, &results[first])
         first += decided
     if port.taken:
-        give_back(port)
+        port.release(port)
     return count
 
 
@@ -173,7 +172,7 @@ cdef void idle(Loop* loop) noexcept nogil:
         read(loop.box.wake, &value, 8)
     for i in range(count):
         if fds[i].revents & POLLERR:
-            clear_error(loop.receiving[i])
+            loop.receiving[i].clear_error(loop.receiving[i])
 
 
 cdef void run(Loop* loop) noexcept nogil:
@@ -221,7 +220,11 @@ cdef class Worker:
     def start(self):
         """Begin to work."""
         release(&self.core.box.attached, 1)
-        self.thread.start()
+        try:
+            self.thread.start()
+        except BaseException:
+            release(&self.core.box.attached, 0)
+            raise
 
     def _run(self):
         with nogil:
@@ -237,17 +240,23 @@ cdef class Worker:
         with nogil:
             post(box, plane, &command)
 
-    def add_port(self, PacketPort port not None):
-        """Send through a port, and receive from it if it receives; one that was there for the same link is replaced."""
+    def add_port(self, AnyPort port not None):
+        """Send through a port, and receive from it if it receives; one that was there for the same link is replaced.
+
+        The worker must have been started, and must not have been stopped: `RuntimeError`.
+        """
+        if self.thread is None or not self.thread.is_alive():
+            raise RuntimeError(f"port {port.name}: the worker does not run; start it first")
         old = self.held.get(port.link)
         if old is not None:
             self.remove_port(old)
         self.held[port.link] = port
-        self._command(ADD_PORT, port.port)
+        self._command(ADD_PORT, &port.port)
 
-    def remove_port(self, PacketPort port not None):
+    def remove_port(self, AnyPort port not None):
         """Let go of a port, then close it."""
-        self._command(REMOVE_PORT, port.port)
+        if self.thread is not None:
+            self._command(REMOVE_PORT, &port.port)
         self.held.pop(port.link, None)
         port.close()
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from pylvs import __version__
-from pylvs.cli import daemon, doctor, lab, rs, sched, show
+from pylvs.cli import daemon, doctor, lab, replay, rs, sched, show
 from pylvs.cli import ipvsadm as ipvsadm_command
 
 EPILOGUE = """\
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"pylvs {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for module in (lab, daemon, ipvsadm_command, show, sched, doctor, rs):
+    for module in (lab, daemon, ipvsadm_command, show, sched, replay, doctor, rs):
         module.add(commands)
     return top
 

@@ -1,7 +1,8 @@
 from collections.abc import Iterable
 
-class PacketPort:
-    name: str
+from pylvs.ports.port import AnyPort
+
+class PacketPort(AnyPort):
     def __init__(
         self,
         name: str,
@@ -11,11 +12,5 @@ class PacketPort:
         ring_mib: int = ...,
         vlans: Iterable[int] = ...,
     ) -> None: ...
-    def statistics(self) -> int: ...
-    @property
-    def link(self) -> int: ...
-    @property
-    def ifindex(self) -> int: ...
     @property
     def bound(self) -> bool: ...
-    def close(self) -> None: ...

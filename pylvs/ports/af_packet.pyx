@@ -13,15 +13,14 @@ import struct
 
 from libc.errno cimport errno as c_errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.unistd cimport close
 
 from pylvs.forward._sys cimport acquire
 from pylvs.forward._sys cimport release as store
 from pylvs.forward.packet cimport NEEDS_CSUM, Frame, put16
 from pylvs.forward.plane cimport HEADROOM, TxFrame
+from pylvs.ports.port cimport TX_BATCH, AnyPort, Port
 
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -63,27 +62,28 @@ ETH_P_ALL = 3
 SO_SNDBUFFORCE = 32
 
 
-cdef inline tpacket2_hdr* slot_at(Port* port, uint32_t i) noexcept nogil:
+cdef inline tpacket2_hdr* slot_at(Ring* ring, uint32_t i) noexcept nogil:
     return <tpacket2_hdr*>(
-        port.ring + <size_t>(i // port.slots_per_block) * port.block_size
-        + <size_t>(i % port.slots_per_block) * port.slot_size
+        ring.base + <size_t>(i // ring.slots_per_block) * ring.block_size
+        + <size_t>(i % ring.slots_per_block) * ring.slot_size
     )
 
 
 cdef int receive(Port* port, Frame* frames, int limit) noexcept nogil:
     """Take up to `limit` frames out of the ring; return how many."""
+    cdef Ring* ring = <Ring*>port.data
     cdef int count = 0
     cdef uint32_t status
     cdef uint16_t vid
     cdef tpacket2_hdr* slot
     cdef uint8_t* base
     cdef Frame* frame
-    while count < limit and port.taken < port.slots:
-        slot = slot_at(port, port.next)
+    while count < limit and port.taken < ring.slots:
+        slot = slot_at(ring, ring.next)
         status = acquire(&slot.tp_status)
         if not status & TP_STATUS_USER:
             break
-        port.next = port.next + 1 if port.next + 1 < port.slots else 0
+        ring.next = ring.next + 1 if ring.next + 1 < ring.slots else 0
         port.taken += 1
         base = <uint8_t*>slot
         frame = &frames[count]
@@ -95,7 +95,7 @@ cdef int receive(Port* port, Frame* frames, int limit) noexcept nogil:
         memcpy(&frame.offload, frame.data - VNET, VNET)
         if status & TP_STATUS_VLAN_VALID:
             vid = slot.tp_vlan_tci & 0xFFF
-            if port.vlans[vid >> 3] & (1 << (vid & 7)):
+            if ring.vlans[vid >> 3] & (1 << (vid & 7)):
                 continue
             frame.data -= 4
             frame.length += 4
@@ -110,11 +110,12 @@ cdef int receive(Port* port, Frame* frames, int limit) noexcept nogil:
 
 cdef void release(Port* port) noexcept nogil:
     """Give the slots of all received frames back to the kernel."""
-    cdef uint32_t i = port.next + port.slots - port.taken
+    cdef Ring* ring = <Ring*>port.data
+    cdef uint32_t i = ring.next + ring.slots - port.taken
     while port.taken:
-        if i >= port.slots:
-            i -= port.slots
-        store(&slot_at(port, i).tp_status, TP_STATUS_KERNEL)
+        if i >= ring.slots:
+            i -= ring.slots
+        store(&slot_at(ring, i).tp_status, TP_STATUS_KERNEL)
         i += 1
         port.taken -= 1
 
@@ -149,7 +150,7 @@ cdef bint clear_error(Port* port) noexcept nogil:
     return value != 0
 
 
-cdef class PacketPort:
+cdef class PacketPort(AnyPort):
     """An open port on interface `name` (index `ifindex`), known to the data plane as `link`.
 
     With `receives` false it only sends. `ring_mib` is the size of the receive ring, in which a frame takes 65 KiB.
@@ -159,15 +160,16 @@ cdef class PacketPort:
     def __cinit__(self, str name, int ifindex, uint16_t link, bint receives=True, int ring_mib=64, vlans=()):
         cdef uint32_t blocks = max(1, ring_mib * (1 << 20) // BLOCK)
         self.name = name
-        self.port = <Port*>calloc(1, sizeof(Port))
-        if self.port is NULL:
-            raise MemoryError()
-        self.port.fd = -1
-        self.port.ifindex = ifindex
+        self.ifindex = ifindex
+        self.port.receive = receive
+        self.port.release = release
+        self.port.transmit = transmit
+        self.port.clear_error = clear_error
+        self.port.data = &self.ring
         self.port.link = link
         self.port.receives = receives
         for vid in vlans:
-            self.port.vlans[<int>vid >> 3] |= 1 << (<int>vid & 7)
+            self.ring.vlans[<int>vid >> 3] |= 1 << (<int>vid & 7)
         try:
             sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             try:
@@ -195,36 +197,26 @@ cdef class PacketPort:
             raise OSError(error.errno, f"interface {name}: {os.strerror(error.errno)}") from None
 
     def _map_ring(self, sock, uint32_t blocks):
-        cdef Port* p = self.port
-        cdef void* ring
-        p.block_size = BLOCK
-        p.slot_size = SLOT
-        p.slots_per_block = BLOCK // SLOT
-        p.slots = blocks * p.slots_per_block
-        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("IIII", BLOCK, blocks, SLOT, p.slots))
-        p.ring_size = <size_t>blocks * BLOCK
-        ring = mmap(NULL, p.ring_size, PROT_READ | PROT_WRITE, MAP_SHARED, sock.fileno(), 0)
-        if ring == MAP_FAILED:
+        cdef Ring* ring = &self.ring
+        cdef void* base
+        ring.block_size = BLOCK
+        ring.slot_size = SLOT
+        ring.slots_per_block = BLOCK // SLOT
+        ring.slots = blocks * ring.slots_per_block
+        sock.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("IIII", BLOCK, blocks, SLOT, ring.slots))
+        ring.size = <size_t>blocks * BLOCK
+        base = mmap(NULL, ring.size, PROT_READ | PROT_WRITE, MAP_SHARED, sock.fileno(), 0)
+        if base == MAP_FAILED:
             raise OSError(c_errno, "receive ring")
-        p.ring = <uint8_t*>ring
+        ring.base = <uint8_t*>base
 
     def statistics(self):
-        """Frames lost since the last call because the ring was full."""
+        """Frames lost so far because the ring was full."""
         cdef uint32_t values[2]
         cdef unsigned int size = sizeof(values)
         if getsockopt(self.port.fd, SOL_PACKET, PACKET_STATISTICS, values, &size) == 0:
-            self.port.ring_full += values[1]
-        return self.port.ring_full
-
-    @property
-    def link(self):
-        """The data plane's number of the interface."""
-        return self.port.link
-
-    @property
-    def ifindex(self):
-        """The kernel's number of the interface."""
-        return self.port.ifindex
+            self.lost += values[1]
+        return self.lost
 
     @property
     def bound(self):
@@ -234,14 +226,11 @@ cdef class PacketPort:
 
     def close(self):
         """Close the socket; the worker must have let go of the port."""
-        if self.port.ring is not NULL:
-            munmap(self.port.ring, self.port.ring_size)
-            self.port.ring = NULL
-        if self.port.fd >= 0:
-            close(self.port.fd)
-            self.port.fd = -1
+        if self.ring.base is not NULL:
+            munmap(self.ring.base, self.ring.size)
+            self.ring.base = NULL
+        AnyPort.close(self)
 
     def __dealloc__(self):
-        if self.port is not NULL:
-            self.close()
-            free(self.port)
+        if self.ring.base is not NULL:
+            munmap(self.ring.base, self.ring.size)

@@ -15,7 +15,7 @@ from pylvs.model import Service
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
-PAGES = [*READMES, *(page for room in ("internals", "reference") for page in sorted((ROOT / "docs" / room).glob("*.md")))]
+PAGES = [*READMES, *(page for room in ("how-to", "internals", "reference") for page in sorted((ROOT / "docs" / room).glob("*.md")))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 #: a path in backticks that starts at the repository's root
