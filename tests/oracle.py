@@ -452,7 +452,9 @@ class Balancer:
             kind, code = {"port unreachable": (3, 3), "time exceeded": (11, 0), "too big": (3, 4)}[reason]
             body = struct.pack("!BBHHH", kind, code, 0, 0, mtu) + quoted.data[: 576 - 28]
             body = splice(body, 2, checksum(body))
-            data = struct.pack("!BBHHHBBH", 0x45, 0xC0, 20 + len(body), 0, 0, 64, ICMP, 0) + source + target + body
+            tos = 0xC0 | packet.data[1] & 0x1E  # precedence of our own, the service bits of the packet
+            header = struct.pack("!BBHHHBBH", 0x45, tos, 20 + len(body), 0, 0, 64, ICMP, 0)
+            data = header + source + target + body
             answer = Packet(4, data, source, target, ICMP, 20).rewritten(data)
         else:
             kind, code = {"port unreachable": (1, 4), "time exceeded": (3, 0), "too big": (2, 0)}[reason]
