@@ -145,16 +145,15 @@ class Director:
 
     def configure_host(self, host: Host) -> None:
         """Replace the whole view of the host."""
-        for link in host.links:
-            if link.name not in self._link_ids:
-                number = len(self._link_ids)
-                if number >= _fastpath.LINK_CAPACITY:
-                    raise ValueError(f"more than {_fastpath.LINK_CAPACITY} interfaces are not supported")
-                self._link_ids[link.name] = number
-                self._link_names[number] = link.name
+        present = [link.name for link in host.links]
+        kept = {name: self._link_ids[name] for name in present if name in self._link_ids}
+        free = (number for number in range(_fastpath.LINK_CAPACITY) if number not in set(kept.values()))
+        # more interfaces than there are numbers: the surplus is left alone, the others work
+        self._link_ids = kept | dict(zip([name for name in present if name not in kept], free, strict=False))
+        self._link_names |= {number: name for name, number in self._link_ids.items()}
         self._host = self._table.host = host
         self._generation += 1
-        ids = {link.index: self._link_ids[link.name] for link in host.links}
+        ids = {link.index: self._link_ids[link.name] for link in host.links if link.name in self._link_ids}
         fib = compile_fib(host, ids, self._generation)
         for core in self.cores:
             core.adopt_fib(fib)
@@ -415,7 +414,10 @@ class Director:
 
     def ipvsadm(self, args: str | Sequence[str], stdin: str | None = None) -> ipvsadm.Result:
         """Run an ipvsadm command line; never raises for what the user wrote."""
-        argv = shlex.split(args) if isinstance(args, str) else list(args)
+        try:
+            argv = shlex.split(args) if isinstance(args, str) else list(args)
+        except ValueError as error:
+            return ipvsadm.Result(stderr=f"{error} in {args!r}\n", returncode=2)
         return ipvsadm.run(self, argv, stdin)
 
     # --------------------------------------------------------------------------------------------- offline operation

@@ -21,6 +21,7 @@ Family = Literal[4, 6]
 #: (family, protocol, address, port); for a firewall-mark service (family, "fwm", "", mark)
 ServiceKey = tuple[int, str, str, int]
 
+MAX_TIMEOUT = 31 * 86400  # seconds; ipvsadm's limit
 MAX_WEIGHT = 2**31 - 1  # the kernel's signed int; ipvsadm documents 65535 but passes more
 
 
@@ -133,7 +134,7 @@ class Service(Base, frozen=True):
             if self.fwmark:
                 raise ValueError("fwmark belongs to protocol 'fwm' only; leave it out")
         _bounded("port", self.port, 0, 65535)
-        _bounded("persistent", self.persistent, 0, 2**31 - 1)
+        _bounded("persistent", self.persistent, 0, MAX_TIMEOUT)
         full = 32 if self.family == 4 else 128
         if self.netmask == -1:
             msgspec.structs.force_setattr(self, "netmask", full)
@@ -176,6 +177,10 @@ class Timeouts(Base, frozen=True):
     tcp: int = 900
     tcpfin: int = 120
     udp: int = 300
+
+    def __post_init__(self) -> None:
+        for field in ("tcp", "tcpfin", "udp"):
+            _bounded(field, getattr(self, field), 0, MAX_TIMEOUT)
 
 
 class Mark(Base, frozen=True):

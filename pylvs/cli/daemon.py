@@ -24,10 +24,10 @@ def add(subparsers: Any) -> None:
         help="receive on this interface (repeatable; default: all but loopback, as they come and go)",
     )
     parser.add_argument(
-        "--connections", type=_size, default=1 << 20, metavar="N", help="size of the connection table (%(default)s)"
+        "--connections", type=_entries, default=1 << 20, metavar="N", help="size of the connection table (%(default)s)"
     )
     parser.add_argument(
-        "--ring", type=_size, default=64, metavar="MIB", help="receive ring of each interface (%(default)s MiB)"
+        "--ring", type=_mebibytes, default=64, metavar="MIB", help="receive ring of each interface (%(default)s MiB)"
     )
     parser.add_argument(
         "--scheduler-module",
@@ -41,11 +41,18 @@ def add(subparsers: Any) -> None:
     )
 
 
-def _size(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 1 << 27:
-        raise argparse.ArgumentTypeError(f"{number} is out of range; use 1 to {1 << 27}")
-    return number
+def _entries(text: str) -> int:
+    return _number(text, 1 << 27)
+
+
+def _mebibytes(text: str) -> int:
+    return _number(text, 1024)
+
+
+def _number(text: str, high: int) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} will not do; use 1 to {high}")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -56,12 +56,13 @@ class Vips:
 
     def __init__(self) -> None:
         self._announced: dict[str, tuple[str, int, str]] = {}  # VIP -> link: name, index, MAC
+        self._claimed: set[str] = set()  # asked about since the last reconciliation
         self._members: dict[str, socket.socket] = {}
 
     def claim(self, host: Host, service: Service) -> None:
         """Refuse a VIP that another host on its link answers for (RFC 5227 §2.1.1). Blocks for up to 0.3 s."""
         vip = service.address
-        if not vip or vip in self._announced or is_local(host, vip):
+        if not vip or vip in self._announced or vip in self._claimed or is_local(host, vip):
             return
         link = link_of(host, vip)
         if link is None or not link.up:
@@ -77,6 +78,7 @@ class Vips:
                 f"{vip} is already in use on {link.name} by {owner}; choose another address, or silence that host "
                 "(a real server with the VIP on lo needs arp_ignore=1 and arp_announce=2)",
             )
+        self._claimed.add(vip)
 
     def reconcile(self, host: Host, vips: Iterable[str]) -> None:
         """Announce new VIPs of ours, and those whose link changed; join the groups that solicitations are sent to."""
@@ -91,6 +93,7 @@ class Vips:
         for vip in self._members.keys() - wanted.keys():
             self._members.pop(vip).close()
         self._announced = wanted
+        self._claimed.clear()
 
     def _announce(self, vip: str, link: str, mac: str) -> None:
         try:

@@ -25,7 +25,8 @@ from pylvs.forward.mailbox cimport (
 from pylvs.forward.packet cimport LAST_REASON, SCTP, TCP, Frame
 from pylvs.forward.pipeline cimport BATCH, Result, process_batch
 from pylvs.forward.plane cimport (
-    ARENA_SIZE, HEADROOM, HELD_FRAMES, HELD_SIZE, NEEDS, OUT_CAPACITY, DestLocal, Plane, Settings, TxFrame, retry_held,
+    ARENA_SIZE, HEADROOM, HELD_FRAMES, HELD_SIZE, NEEDS, OUT_CAPACITY, SPILL_SIZE, DestLocal, Plane, Settings,
+    TxFrame, retry_held,
 )
 from pylvs.forward.reassembly cimport DATAGRAM_SIZE, DATAGRAMS, Reassembly, expire_datagrams
 from pylvs.forward.sctp cimport LAST_EVENT, LAST_SCTP_STATE, next_sctp
@@ -306,6 +307,8 @@ cdef class Fib:
             link.mtu = mtu
             link.up = up
             link.loopback = loopback
+            if loopback:
+                self.f.loopback = number
             b = source4
             c = source6
             memcpy(link.source4, <const uint8_t*>b, 16)
@@ -393,7 +396,7 @@ cdef class Core:
         p.random = p.table.key0 ^ p.table.key1
         p.services = <Counters*>reserve(MAX_SERVICES * sizeof(Counters))
         p.out = <TxFrame*>reserve(OUT_CAPACITY * sizeof(TxFrame))
-        p.arena = <uint8_t*>reserve(ARENA_SIZE)
+        p.arena = <uint8_t*>reserve(ARENA_SIZE + SPILL_SIZE)
         for i in range(HELD_FRAMES):
             p.held[i].buffer = <uint8_t*>reserve(HELD_SIZE)
         p.reassembly = <Reassembly*>reserve(sizeof(Reassembly))
@@ -425,7 +428,7 @@ cdef class Core:
         munmap(p.cache.members, <size_t>(CACHE_MEMBERS + 1) * sizeof(Member))
         munmap(p.services, MAX_SERVICES * sizeof(Counters))
         munmap(p.out, OUT_CAPACITY * sizeof(TxFrame))
-        munmap(p.arena, ARENA_SIZE)
+        munmap(p.arena, ARENA_SIZE + SPILL_SIZE)
         for i in range(HELD_FRAMES):
             munmap(p.held[i].buffer, HELD_SIZE)
         if p.reassembly is not NULL:

@@ -68,6 +68,7 @@ cdef struct Fib:
     FibNeighbour* neighbours
     uint32_t neighbour_mask
     uint32_t generation
+    uint16_t loopback  # the link of what is handed to the host itself
     bint forwarding4
     bint forwarding6
 

@@ -162,4 +162,5 @@ cdef inline void post(Mailbox* box, Plane* plane, Command* command) noexcept nog
     box.command = command
     release(&box.posted, 1)
     write(box.wake, &one, 8)
-    read(box.done, &one, 8)
+    while read(box.done, &one, 8) != 8:  # a signal may interrupt it; the command is on our stack until it is done
+        pass

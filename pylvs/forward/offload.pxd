@@ -9,9 +9,9 @@ from libc.string cimport memcpy, memset
 
 from pylvs.forward cimport checksum, crc32c
 from pylvs.forward.packet cimport (
-    FIN, NEEDS_CSUM, SCTP, TCP, UDP, Flow, Frame, address_size, be16, be32, put16, put32,
+    FIN, FLOW, NEEDS_CSUM, OPTIONED, SCTP, TCP, UDP, Flow, Frame, address_size, be16, be32, put16, put32,
 )
-from pylvs.forward.plane cimport HEADROOM, Plane, scratch
+from pylvs.forward.plane cimport ARENA_RESERVE, HEADROOM, Plane, scratch
 
 
 cdef enum:
@@ -33,6 +33,16 @@ cdef inline bint is_partial(Frame* frame, Flow* flow) noexcept nogil:
     return frame.offload.flags & NEEDS_CSUM and frame.offload.csum_start == flow.l4
 
 
+cdef inline uint32_t segment_count(Frame* frame, Flow* flow) noexcept nogil:
+    """Into how many packets a super-frame is to be cut; 1 for an ordinary frame."""
+    cdef uint32_t header, payload
+    if frame.offload.gso_type == GSO_NONE:
+        return 1
+    header = (frame.data[flow.l4 + 12] >> 4) * 4 if flow.proto == TCP else 8
+    payload = flow.end - flow.l4 - header
+    return (payload + frame.offload.gso_size - 1) // frame.offload.gso_size if payload else 1
+
+
 cdef inline bint sane(Frame* frame, Flow* flow) noexcept nogil:
     """Does the offload metadata fit the frame? Without metadata there is nothing to contradict."""
     cdef uint8_t kind = frame.offload.gso_type & <uint8_t>~GSO_ECN
@@ -42,7 +52,8 @@ cdef inline bint sane(Frame* frame, Flow* flow) noexcept nogil:
             return False
     if kind == GSO_NONE:
         return True
-    if frame.offload.gso_size == 0:
+    # only a whole TCP or UDP packet is ever cut, and only into segments whose headers are small beside them
+    if frame.offload.gso_size == 0 or (flow.kind != FLOW and flow.kind != OPTIONED):
         return False
     if flow.proto == TCP and (kind == GSO_TCP4 or kind == GSO_TCP6):
         header = (frame.data[flow.l4 + 12] >> 4) * 4
@@ -54,7 +65,9 @@ cdef inline bint sane(Frame* frame, Flow* flow) noexcept nogil:
         return False
     if flow.l4 + header > flow.end:
         return False
-    return (flow.end - flow.l4 - header) // frame.offload.gso_size < MAX_SEGMENTS
+    if (flow.end - flow.l4 - header) // frame.offload.gso_size >= MAX_SEGMENTS:
+        return False
+    return segment_count(frame, flow) * (flow.l4 + header + HEADROOM + 64) <= ARENA_RESERVE - 2 * 65536
 
 
 cdef inline void finish_checksum(uint8_t* packet, Flow* flow, uint32_t size) noexcept nogil:
@@ -81,16 +94,6 @@ cdef inline void finish_sctp(Frame* frame, Flow* flow) noexcept nogil:
     frame.offload.flags &= <uint8_t>~NEEDS_CSUM
     frame.offload.csum_start = 0
     frame.offload.csum_offset = 0
-
-
-cdef inline uint32_t segment_count(Frame* frame, Flow* flow) noexcept nogil:
-    """Into how many packets a super-frame is to be cut; 1 for an ordinary frame."""
-    cdef uint32_t header, payload
-    if frame.offload.gso_type == GSO_NONE:
-        return 1
-    header = (frame.data[flow.l4 + 12] >> 4) * 4 if flow.proto == TCP else 8
-    payload = flow.end - flow.l4 - header
-    return (payload + frame.offload.gso_size - 1) // frame.offload.gso_size if payload else 1
 
 
 cdef inline uint8_t* cut_segment(Plane* plane, Frame* frame, Flow* flow, uint32_t i, uint32_t* length) noexcept nogil:

@@ -216,6 +216,7 @@ cdef inline int parse_arp(Frame* frame, Flow* flow) noexcept nogil:
         return PASS
     flow.kind = ARP_REQUEST
     flow.family = 4
+    flow.end = flow.l3 + 28
     map4(flow.src, p + 14)
     map4(flow.dst, p + 24)
     return CONTINUE

@@ -83,6 +83,11 @@ cdef inline int process_batch(Plane* plane, Frame* frames, int count, uint64_t n
         if likely(r.verdict == CONTINUE):
             if unlikely(not plane.snapshot.serves[flows[i].family]):
                 r.verdict = PASS  # without any service of its family the kernel's IPVS is out of the way altogether
+            elif unlikely(flows[i].kind != FLOW) and (
+                (frames[i].offload.gso_type or frames[i].offload.flags) and not offload.sane(&frames[i], &flows[i])
+            ):
+                r.reason = BAD_OFFLOAD
+                r.verdict = DROP
             elif unlikely(flows[i].kind != FLOW):
                 r.verdict = <uint8_t>decide_other(plane, &frames[i], &flows[i], r)
                 if r.verdict == CONTINUE:
@@ -539,6 +544,9 @@ cdef inline int leave(Plane* plane, Frame* frame, Flow* flow, Result* r) noexcep
         if is_local(plane.fib, flow.dst):
             if not plane.snapshot.guarded or find_service(plane.snapshot, flow.proto, flow.dst, flow.dport) is NULL:
                 return PASS
+        if is_martian(plane.fib, flow.src):
+            r.reason = MARTIAN
+            return DROP
         if flow.proto == TCP:
             return answer.answer_reset(plane, frame, flow, &r.reason)
         r.reason = NO_SERVER
@@ -600,6 +608,8 @@ cdef inline int decide_other(Plane* plane, Frame* frame, Flow* flow, Result* r) 
         memcpy(target, answer.solicited(frame, flow), 16)
         return answer.answer_nd(plane, frame, flow) if ours_alone(plane, target) else PASS
     if flow.kind == ICMP_ECHO:
+        if is_martian(plane.fib, flow.src):
+            return PASS
         return answer.answer_echo(plane, frame, flow, &r.reason) if ours_alone(plane, flow.dst) else PASS
     if flow.kind == LATER_FRAGMENT and concerns(plane, flow):
         return collect(plane, frame, flow, r)

@@ -14,7 +14,7 @@ from pylvs.forward.conn cimport ConnTable
 from pylvs.forward.defence cimport Defence
 from pylvs.forward.fib cimport HOP_LOCAL, HOP_READY, HOP_UNRESOLVED, NO_LINK, Fib, Hop, resolve
 from pylvs.forward.packet cimport (
-    DROP, FORWARD, HELD, LINK_DOWN, NO_NEIGHBOUR, NO_ROUTE, Frame, Offload, same16,
+    DROP, FORWARD, HELD, LINK_DOWN, NO_NEIGHBOUR, NO_ROUTE, TX_FULL, Frame, Offload, same16,
 )
 from pylvs.forward.reassembly cimport Reassembly, Whole
 from pylvs.forward.snapshot cimport DestSlot, ServiceSlot, Snapshot
@@ -31,6 +31,7 @@ cdef enum:
     HELD_SIZE = 66560
     HELD_NS = 3000000000
     NEEDS = 64  # a power of two
+    SPILL_SIZE = 1 << 18  # larger than any single frame
     HEADROOM = 128  # writable bytes that a port leaves in front of every frame
     ICMP_RATE = 1000  # ICMP errors of our own per second
 
@@ -118,8 +119,13 @@ cdef struct Plane:
 
 
 cdef inline uint8_t* scratch(Plane* plane, uint32_t size) noexcept nogil:
-    """`size` bytes of the arena with HEADROOM in front; there is room, since every frame starts with a reserve."""
+    """`size` bytes of the arena with HEADROOM in front.
+
+    Every frame starts with a reserve. What still does not fit goes to a spill at the arena's end, from which nothing is sent.
+    """
     cdef uint8_t* p = plane.arena + plane.arena_used + HEADROOM
+    if unlikely(plane.arena_used + size + HEADROOM + 64 > ARENA_SIZE):
+        return plane.arena + ARENA_SIZE + HEADROOM
     plane.arena_used += (size + HEADROOM + 63) & <uint32_t>~63
     return p
 
@@ -129,9 +135,16 @@ cdef inline bint has_room(Plane* plane) noexcept nogil:
     return plane.out_count + OUT_RESERVE <= OUT_CAPACITY and plane.arena_used + ARENA_RESERVE <= ARENA_SIZE
 
 
+cdef inline bint overflows(Plane* plane, uint8_t* data) noexcept nogil:
+    """Is there no place left for a frame in the outbox, or was there none in the arena?"""
+    return plane.out_count >= OUT_CAPACITY or plane.arena + ARENA_SIZE <= data < plane.arena + ARENA_SIZE + SPILL_SIZE
+
+
 cdef inline void emit(Plane* plane, uint8_t* data, uint32_t length, uint16_t link, Offload* offload) noexcept nogil:
-    """Queue a finished frame for transmission."""
+    """Queue a finished frame for transmission; the caller has asked `overflows`, or started with a reserve."""
     cdef TxFrame* tx = &plane.out[plane.out_count]
+    if unlikely(overflows(plane, data)):
+        return
     tx.data = data
     tx.length = length
     tx.link = link
@@ -188,6 +201,9 @@ cdef inline int transmit(Plane* plane, Frame* frame, Hop* hop, bint v6, uint8_t*
         if unlikely(not plane.fib.links[hop.link].up):
             reason[0] = LINK_DOWN
             return DROP
+        if unlikely(overflows(plane, frame.data)):
+            reason[0] = TX_FULL
+            return DROP
         memcpy(frame.data, hop.mac, 6)
         memcpy(frame.data + 6, plane.fib.links[hop.link].mac, 6)
         emit(plane, frame.data, frame.length, hop.link, &frame.offload)
@@ -196,7 +212,7 @@ cdef inline int transmit(Plane* plane, Frame* frame, Hop* hop, bint v6, uint8_t*
         return hold(plane, frame, hop, v6, reason)
     if hop.status == HOP_LOCAL:
         memset(frame.data, 0, 12)
-        emit(plane, frame.data, frame.length, hop.link, &frame.offload)
+        emit(plane, frame.data, frame.length, plane.fib.loopback, &frame.offload)
         return FORWARD
     reason[0] = NO_ROUTE
     return DROP

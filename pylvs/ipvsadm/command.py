@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 from collections.abc import Mapping, Sequence
@@ -165,10 +166,12 @@ class _Session:
         """One command line per line, in which the word ``ipvsadm`` means nothing. What the kernel refuses or popt dislikes
         is reported and passed over; any other mistake ends it. The exit status is the last line's."""
         code = 0
-        for line in text.split("\n"):
-            words = [word for word in re.split(r"[ \t\r]+", line.partition("\0")[0]) if word not in {"", "ipvsadm"}]
-            if words:
-                code = self.execute(words, "", restoring=True)
+        together = getattr(self._director, "batch", contextlib.nullcontext)  # one snapshot for all lines, if it can
+        with together():
+            for line in text.split("\n"):
+                words = [word for word in re.split(r"[ \t\r]+", line.partition("\0")[0]) if word not in {"", "ipvsadm"}]
+                if words:
+                    code = self.execute(words, "", restoring=True)
         return code
 
     def _change(self, command: Command) -> None:

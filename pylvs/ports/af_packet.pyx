@@ -158,7 +158,7 @@ cdef class PacketPort(AnyPort):
     """
 
     def __cinit__(self, str name, int ifindex, uint16_t link, bint receives=True, int ring_mib=64, vlans=()):
-        cdef uint32_t blocks = max(1, ring_mib * (1 << 20) // BLOCK)
+        cdef uint32_t blocks = max(1, ring_mib // (BLOCK >> 20))
         self.name = name
         self.ifindex = ifindex
         self.port.receive = receive
