@@ -132,7 +132,7 @@ class Director:
         for name, value in (("interfaces", interfaces), ("neighbours", neighbours), ("routes", routes)):
             if value is not None:
                 given[name] = value
-        new_marks = tuple(_mark(each) for each in marks) if marks is not None else self.marks
+        new_marks = tuple(mark_rule(each) for each in marks) if marks is not None else self.marks
         new_hosts = {name: canonical(address) for name, address in hosts.items()} if hosts is not None else self.hosts
         host = _host(given["interfaces"], given["neighbours"], given["routes"])
         self.configure_host(host)
@@ -441,8 +441,9 @@ def _nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
-def _mark(rule: Mapping[str, Any]) -> Mark:
-    """A rule from the contract's dictionary; `ports` may be a number, "80", "8000-8999", or a list of such."""
+def mark_rule(rule: Mapping[str, Any]) -> Mark:
+    """A rule from the contract's dictionary; `ports` may be a number, "80", "8000-8999", or a list of such. `ValueError`
+    says what is wrong."""
     given = dict(rule)
     ports = given.get("ports", ())
     each_port = ports if isinstance(ports, list | tuple) else (ports,)

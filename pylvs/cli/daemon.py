@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 from typing import Any
 
@@ -37,6 +38,16 @@ def add(subparsers: Any) -> None:
         help="load schedulers of your own from a module or a .py file (repeatable)",
     )
     parser.add_argument(
+        "--mark",
+        action="append",
+        type=_mark,
+        default=[],
+        metavar="MARK:PROTOCOL:DESTINATION[:PORTS]",
+        help="give packets a firewall mark, for services of -f MARK (repeatable; the first rule that fits counts). PROTOCOL is "
+        "tcp, udp, sctp or any; DESTINATION an address or prefix (IPv6 in brackets) or any; PORTS such as 80,443,8000-8099, "
+        "default all. Example: 1:tcp:192.0.2.10:80,443",
+    )
+    parser.add_argument(
         "--no-guard", action="store_true", help="do not keep forwarded packets from the host's own stack"
     )
 
@@ -46,6 +57,40 @@ def _size(text: str) -> int:
     if not 1 <= number <= 1 << 27:
         raise argparse.ArgumentTypeError(f"{number} is out of range; use 1 to {1 << 27}")
     return number
+
+
+#: mark : protocol : destination, IPv6 in brackets [: ports]
+_RULE = re.compile(r"(?P<mark>[^:]+):(?P<protocol>[^:]+):(?P<destination>\[[^\]]*\](?:/\d+)?|[^:\[\]]+)(?::(?P<ports>[^:]+))?")
+
+
+def _mark(text: str) -> dict[str, Any]:
+    """A rule as `Director.configure` takes it; what is wrong with it is said by name."""
+    from pylvs.director import mark_rule
+
+    found = _RULE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no rule; write MARK:PROTOCOL:DESTINATION[:PORTS], such as 1:tcp:192.0.2.10:80,443 "
+            "or 1:any:[2001:db8::10]"
+        )
+    mark, protocol, destination = found["mark"], found["protocol"], found["destination"]
+    try:
+        number = int(mark, 0)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{mark!r} is no mark; use a number from 1 to 4294967295") from None
+    if protocol not in {"tcp", "udp", "sctp", "any"}:
+        raise argparse.ArgumentTypeError(f"{protocol!r} is no protocol; use tcp, udp, sctp or any")
+    rule: dict[str, Any] = {
+        "mark": number,
+        "protocol": "" if protocol == "any" else protocol,
+        "destination": "" if destination == "any" else destination.replace("[", "").replace("]", ""),
+        "ports": found["ports"].split(",") if found["ports"] else [],
+    }
+    try:
+        mark_rule(rule)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    return rule
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,4 +105,5 @@ def run(args: argparse.Namespace) -> int:
         ring_mib=args.ring,
         guard=not args.no_guard,
         scheduler_modules=args.scheduler_module,
+        marks=args.mark,
     )

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 METHODS = ("nat", "dr", "tun")
+LABS = (*METHODS, "nat6", "dr6", "tun6", "persist", "hash", "mark")
 
 
 def add(subparsers: Any) -> None:
@@ -24,7 +25,13 @@ def add(subparsers: Any) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     job = commands.add_parser("run", help="build a lab, drive requests through it, judge, remove it")
-    job.add_argument("method", choices=(*METHODS, "all"))
+    job.add_argument(
+        "method",
+        nargs="+",
+        choices=(*LABS, "all", "every"),
+        metavar="LAB",
+        help=f"{', '.join(LABS)}; all: {', '.join(METHODS)}; every: all that there are",
+    )
     job.add_argument(
         "--requests", type=_count, default=300, metavar="N", help="per phase: N one by one, N at once (%(default)s)"
     )
@@ -40,7 +47,7 @@ def add(subparsers: Any) -> None:
     job.add_argument("--json", action="store_true", help="one JSON document instead of the page; progress on stderr")
 
     up = commands.add_parser("up", help="build a lab and leave it up")
-    up.add_argument("method", choices=METHODS)
+    up.add_argument("method", choices=LABS, metavar="LAB", help=", ".join(LABS))
     up.add_argument("--name", help="call the lab so (default: its method)")
 
     down = commands.add_parser("down", help="remove a lab, and what a killed run left")
@@ -106,8 +113,10 @@ def _run(args: argparse.Namespace) -> int:
     from pylvs.lab.run import run as run_lab
     from pylvs.lab.topology import PLANS
 
-    if args.method == "all" and args.name:
-        raise Failed("'all' are three labs, called nat, dr and tun; leave --name out")
+    groups = {"all": METHODS, "every": LABS}
+    chosen = list(dict.fromkeys(name for each in args.method for name in groups.get(each, (each,))))
+    if len(chosen) > 1 and args.name:
+        raise Failed(f"these are {len(chosen)} labs, called {', '.join(chosen)}; leave --name out")
     stream = sys.stderr if args.json else sys.stdout
     draw = page.Page(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ, encoding=sys.stdout.encoding)
     options = Options(requests=args.requests, size=args.bytes, keep=args.keep)
@@ -115,7 +124,7 @@ def _run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     stop = Stop()
     try:
-        for method in METHODS if args.method == "all" else (args.method,):
+        for method in chosen:
             name = args.name or method
             result = run_lab(PLANS[method](), name, options, page.Progress(f"{name:<4}", stream), stop)
             results.append(result)
@@ -130,7 +139,7 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps({"ok": ok, "seconds": seconds, "labs": labs}, indent=1))
     elif len(results) > 1:
         for result in results:
-            print(f"  {draw.mark(result.ok)} {result.name:<5} {result.title}")
+            print(f"  {draw.mark(result.ok)} {result.name:<8} {result.title}")
         print(f"  {draw.mark(ok)} all labs, {seconds:.1f} s")
     return 0 if ok else 1
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pylvs.lab.topology import endpoint
+
 if TYPE_CHECKING:
     from pylvs.lab.run import Result
 
@@ -144,22 +146,23 @@ class Page:
 
 def picture(result: Result) -> list[str]:
     """The packet's path in numbered legs, and the addresses that it carries on each."""
-    vip, client = f"{result.vip}:{result.port}", result.client
+    vip, client = endpoint(result.vip, result.port), result.client
     first = result.servers[0]
     servers = [f"{server['name']} {server['address']}" for server in result.servers]
+    place = endpoint(first["address"], first["port"])
     if result.method == "nat":
-        servers = [f"{name}:{first['port']}" for name in servers]
+        servers = [f"{server['name']} {endpoint(server['address'], server['port'])}" for server in result.servers]
         drawn = _boxes([client], [f"VIP {result.vip}", f"gateway {result.director}"], servers, direct=False)
         legs = [
             (f"{client} > {vip}", "as the client sent it"),
-            (f"{client} > {first['address']}:{first['port']}", "destination rewritten"),
-            (f"{first['address']}:{first['port']} > {client}", "to the servers' default gateway"),
+            (f"{client} > {place}", "destination rewritten"),
+            (f"{place} > {client}", "to the servers' default gateway"),
             (f"{vip} > {client}", "source rewritten back"),
         ]
     elif result.method == "dr":
         drawn = _boxes([client], [f"VIP {result.vip}", f"DIP {result.director}"], [*servers, "VIP on lo"], direct=True)
         legs = [
-            (f"{client} > {vip}", "to the director's MAC address: it alone answers ARP"),
+            (f"{client} > {vip}", f"to the director's MAC address: it alone answers {'ND' if ':' in result.vip else 'ARP'}"),
             (f"{client} > {vip}", f"the same packet, to the MAC address of {first['name']}"),
             (f"{vip} > {client}", "directly"),
         ]
@@ -170,7 +173,7 @@ def picture(result: Result) -> list[str]:
         drawn.append("every leg passes the router that joins the three networks")
         legs = [
             (f"{client} > {vip}", "as the client sent it"),
-            (f"{result.director} > {first['address']} {{{client} > {vip}}}", "wrapped, protocol 4"),
+            (f"{result.director} > {first['address']} {{{client} > {vip}}}", f"wrapped, protocol {41 if ':' in result.vip else 4}"),
             (f"{vip} > {client}", f"unwrapped on {first['name']}, answered directly"),
         ]
     width = max(len(leg) for leg, _ in legs)

@@ -51,6 +51,7 @@ class Result:
     client: str
     director: str
     servers: list[dict[str, Any]]
+    kind: str = ""  # the lab's name among the plans
     notes: list[str] = field(default_factory=list)
     phases: list[dict[str, Any]] = field(default_factory=list)
     transfers: list[dict[str, Any]] = field(default_factory=list)
@@ -74,8 +75,9 @@ def run(plan: Plan, name: str, options: Options, progress: page.Progress, stop: 
         title=plan.title,
         vip=plan.vip,
         port=plan.port,
-        client=plan.client,
+        client=plan.clients or plan.client,
         director=plan.dip,
+        kind=plan.kind,
         servers=[{"name": s.name, "address": s.address, "port": s.port} for s in plan.servers],
         notes=list(plan.notes),
     )
@@ -208,7 +210,7 @@ class Drive:
 
     def _seen(self, frames: list[Frame]) -> str:
         """What was captured of a request that failed, for whoever looks for the reason."""
-        shown = [f.line(self._plan.owners) for f in frames if f.arp or (f.ip and f.ip.protocol in {1, 4, TCP})]
+        shown = [f.line(self._plan.owners) for f in frames if f.arp or (f.ip and f.ip.protocol in {1, 4, 41, 58, TCP})]
         return "".join(f"\n    {line}" for line in shown[:30])
 
     def requests(self) -> None:
