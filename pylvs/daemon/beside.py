@@ -65,8 +65,7 @@ class Beside:
             return
         replies = {(key[1], server.address, server.port)}
         if key[1] == "fwm":
-            version = 6 if ":" in server.address else 4
-            replies = answers(marked(self._director.marks, key[0], version)[0], server)
+            replies = answers(marked(self._director.marks, key[3], key[0])[0], server)
         with contextlib.suppress(GuardError):
             self.guard.widen(set(), replies)
 

@@ -87,6 +87,8 @@ class Page:
             parts += [*self.shares(result), ""]
         if result.transfers:
             parts += [*self.transfers(result.transfers), ""]
+        if result.figures:
+            parts += [*self.figures(result.figures), ""]
         if result.table:
             parts += [f"  {line}" for line in result.table.splitlines()] + [""]
         for verdict in result.verdicts:
@@ -121,14 +123,27 @@ class Page:
             for server in result.servers:
                 got = phase["servers"].get(server["name"], 0)
                 part = got / phase["requests"] if phase["requests"] else 0.0
-                due = phase["requests"] / len(result.servers)
+                due = f"{phase['requests'] / len(result.servers):.1f}" if phase.get("even", True) else ""
                 bar = self._full * round(part * WIDTH)
                 rows.append(
-                    f"  {phase['phase']:<12}{server['name']:<8}{got:>6}{due:>8.1f}  {bar:{self._rest}<{WIDTH}} {part:>6.1%} {tail}".rstrip()
+                    f"  {phase['phase']:<12}{server['name']:<8}{got:>6}{due:>8}  {bar:{self._rest}<{WIDTH}} {part:>6.1%} {tail}".rstrip()
                 )
                 tail = ""
             if phase["errors"]:
                 rows.append(self.paint(f"  {'':<12}errors  {sum(phase['errors'].values()):>6}", RED))
+        return rows
+
+    def figures(self, figures: Sequence[dict[str, Any]]) -> list[str]:
+        """One row for each scheduler: who moved when a server went."""
+        head = f"  {'scheduler':<12}{'clients':>8}{'removed':>9}{'its own':>9}{'moved':>7}{'others':>8}{'moved':>7}"
+        rows = [self.paint(head, BOLD)]
+        for row in figures:
+            part = row["others_moved"] / row["others"] if row["others"] else 0.0
+            bar = self._full * round(part * WIDTH)
+            rows.append(
+                f"  {row['scheduler']:<12}{row['clients']:>8}{row['removed']:>9}{row['own']:>9}{row['own_moved']:>7}"
+                f"{row['others']:>8}{row['others_moved']:>7}  {bar:{self._rest}<{WIDTH}} {part:>6.1%}"
+            )
         return rows
 
     def transfers(self, transfers: Sequence[dict[str, Any]]) -> list[str]:

@@ -56,7 +56,8 @@ class Result:
     phases: list[dict[str, Any]] = field(default_factory=list)
     transfers: list[dict[str, Any]] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
-    table: str = ""  # what `pylvs ipvsadm -L -n --stats` said at the end
+    figures: list[dict[str, Any]] = field(default_factory=list)  # of `hash`: who moved, see `many.figures`
+    table: str = ""  # what the director listed at the end
     error: str = ""
     seconds: float = 0.0
     kept: bool = False
@@ -88,7 +89,7 @@ def run(plan: Plan, name: str, options: Options, progress: page.Progress, stop: 
             lab = Lab(plan, name, stop, progress.step)
             try:
                 lab.up()
-                Drive(lab, options, progress, stop, result).all()
+                drive(plan)(lab, options, progress, stop, result).all()
                 if options.keep:
                     lab.keep()
                     result.kept = True
@@ -115,6 +116,13 @@ def refuse_kept(name: str) -> None:
     standing = record.read(name)
     if standing and standing.state == "up":
         raise Failed(f"lab {name} is up; take it down first: pylvs lab down {name}")
+
+
+def drive(plan: Plan) -> type[Drive]:
+    """The steps of this lab."""
+    from pylvs.lab.clients import Clients  # which is made of `Drive`
+
+    return Clients if plan.clients else Drive
 
 
 class Drive:
@@ -166,9 +174,9 @@ class Drive:
             frames += more
         return frames
 
-    def load(self, *arguments: str, each: Callable[[dict[str, Any]], None]) -> None:
-        """Run the client with `arguments`, and pass on what it reports."""
-        url = f"http://{self._plan.service}"
+    def load(self, *arguments: str, each: Callable[[dict[str, Any]], None], url: str = "") -> None:
+        """Run the client with `arguments`, and pass on what it reports; `url` is the service's unless given."""
+        url = url or f"http://{self._plan.service}"
         child = self._lab.open("client", [*PYTHON, "pylvs.lab.load", "--url", url, *arguments])
         assert child.stdout is not None
         other: list[str] = []
