@@ -60,7 +60,9 @@ def _size(text: str) -> int:
 
 
 #: mark : protocol : destination, IPv6 in brackets [: ports]
-_RULE = re.compile(r"(?P<mark>[^:]+):(?P<protocol>[^:]+):(?P<destination>\[[^\]]*\](?:/\d+)?|[^:\[\]]+)(?::(?P<ports>[^:]+))?")
+_RULE = re.compile(
+    r"(?P<mark>[^:]+):(?P<protocol>[^:]+):(?P<destination>\[[^\]]*\](?:/\d+)?|[^:\[\]]+)(?::(?P<ports>[^:]+))?"
+)
 
 
 def _mark(text: str) -> dict[str, Any]:

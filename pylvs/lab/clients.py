@@ -1,4 +1,4 @@
-"""The steps of the labs of many clients, between up and down: `persist`, `hash` and `mark`."""
+"""The steps of the labs of many clients, between up and down: `persist`, `hash`, `mark` and `sctp`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Clients(Drive):
 
     def all(self) -> None:
         """Every step in turn."""
-        {"persist": self.persist, "hash": self.hash, "mark": self.mark}[self._plan.kind]()
+        {"persist": self.persist, "hash": self.hash, "mark": self.mark, "sctp": self.sctp}[self._plan.kind]()
         self._lab.living()
 
     def ask(
@@ -64,6 +64,8 @@ class Clients(Drive):
                 self.ipvsadm("-E", *plan.selector, "-s", "rr", "-p", "300", "-M", mask)
             bits = 32 if number else 24
             self._progress.step(f"{rounds} requests from each of {len(clients)} addresses, persistent by /{bits}")
+            if number:  # one network after the other, or each would meet the same server by chance of the order
+                clients.sort(key=many.network_of)
             meetings: list[Meeting] = []
             errors: dict[str, int] = {}
             for turn in range(rounds):
@@ -88,7 +90,9 @@ class Clients(Drive):
                 listing = self.ipvsadm("-L", "-n", "-c")
                 verdicts.append(many.templates(plan, listing, groups))
                 self._result.table = "\n".join(listing.splitlines()[:2])
-                shown = [line for line in listing.splitlines() if len(line.split()) == 6 and line.split()[3].endswith(":0")]
+                shown = [
+                    line for line in listing.splitlines() if len(line.split()) == 6 and line.split()[3].endswith(":0")
+                ]
                 self._result.table += "\n" + "\n".join(shown)
 
     def _join(self, name: str, rounds: int) -> None:
@@ -149,4 +153,15 @@ class Clients(Drive):
         phases = len(self._result.phases)
         verdicts.append(many.unmarked(81, *self.ask("port 81", clients[:1], 2, 81, TIMEOUT)))
         del self._result.phases[phases:]  # nobody's share
+        self._result.table = self.ipvsadm("-L", "-n")
+
+    def sctp(self) -> None:
+        """An association from each client, over and over: round robin shares them out."""
+        names = [server.name for server in self._plan.servers]
+        clients = many.addresses(max(3, self._options.requests // 3 * 3), 16)
+        self._progress.step(f"one association from each of {len(clients)} addresses")
+        meetings, errors = self.ask("sctp", clients, 0)
+        self._result.verdicts.append(many.answered(meetings, errors, "associations"))
+        claim = "the associations are shared out in turn"
+        self._result.verdicts.append(many.even(claim, many.met(meetings), names))
         self._result.table = self.ipvsadm("-L", "-n")

@@ -44,8 +44,15 @@ class Lab:
         self.record.write()
         self._say(f"{len(self.plan.nodes)} namespaces and the wires between them")
         topology.build(self.plan, self.name, self._stop.check)
-        self._say(f"a web server on {', '.join(server.name for server in self.plan.servers)}")
+        self._say(
+            f"{'a server' if self.plan.kind == 'sctp' else 'a web server'} on {', '.join(server.name for server in self.plan.servers)}"
+        )
         for server in self.plan.servers:
+            if self.plan.kind == "sctp":
+                listen = f"{server.address}:{server.port}"
+                argv = [*PYTHON, "pylvs.lab.sctp", "--name", server.name, "--listen", listen]
+                self.start(server.name, f"sctp-{server.name}", argv)
+                continue
             for port in self.plan.ports or (server.port,):
                 # every address: the VIP is one of them in DR and TUN
                 listen = f"{'' if self.plan.version == 4 else '[::]'}:{port}"

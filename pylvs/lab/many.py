@@ -104,7 +104,9 @@ def shared(scheduler: str, now: Mapping[str, str], servers: Sequence[str]) -> Ve
     owners = Counter(now.values())
     due = len(now) / len(servers)
     for server in servers:
-        case.need(0 < owners[server] <= 2 * due, f"{server} has {owners[server]} of {len(now)} clients, due were {due:.0f}")
+        case.need(
+            0 < owners[server] <= 2 * due, f"{server} has {owners[server]} of {len(now)} clients, due were {due:.0f}"
+        )
     case.evidence = [", ".join(f"{server} {owners[server]}" for server in servers)]
     return case.verdict()
 

@@ -180,7 +180,12 @@ class Packet:
     def neighbour(self) -> Arp | None:
         """The neighbour solicitation or advertisement inside, as what ARP would say."""
         data = self.payload
-        if self.version != 6 or self.protocol != ICMPV6 or len(data) < 24 or data[0] not in {SOLICITATION, ADVERTISEMENT}:
+        if (
+            self.version != 6
+            or self.protocol != ICMPV6
+            or len(data) < 24
+            or data[0] not in {SOLICITATION, ADVERTISEMENT}
+        ):
             return None
         asks = data[0] == SOLICITATION
         about = str(ipaddress.IPv6Address(data[8:24]))

@@ -81,6 +81,8 @@ class Page:
 
     def lab(self, result: Result) -> str:
         """The whole page of one lab."""
+        if result.skipped:
+            return f"\n{self.paint(result.title, BOLD)}\n\n  - {result.name}: not run: {result.skipped}"
         parts = ["", self.paint(result.title, BOLD), "", *picture(result), ""]
         parts += [*(f"  {note}" for note in result.notes), ""]
         if result.phases:
@@ -164,7 +166,7 @@ def picture(result: Result) -> list[str]:
     vip, client = endpoint(result.vip, result.port), result.client
     first = result.servers[0]
     servers = [f"{server['name']} {server['address']}" for server in result.servers]
-    place = endpoint(first["address"], first["port"])
+    place = endpoint(first["address"], first["port"] or result.port)
     if result.method == "nat":
         servers = [f"{server['name']} {endpoint(server['address'], server['port'])}" for server in result.servers]
         drawn = _boxes([client], [f"VIP {result.vip}", f"gateway {result.director}"], servers, direct=False)
@@ -177,7 +179,10 @@ def picture(result: Result) -> list[str]:
     elif result.method == "dr":
         drawn = _boxes([client], [f"VIP {result.vip}", f"DIP {result.director}"], [*servers, "VIP on lo"], direct=True)
         legs = [
-            (f"{client} > {vip}", f"to the director's MAC address: it alone answers {'ND' if ':' in result.vip else 'ARP'}"),
+            (
+                f"{client} > {vip}",
+                f"to the director's MAC address: it alone answers {'ND' if ':' in result.vip else 'ARP'}",
+            ),
             (f"{client} > {vip}", f"the same packet, to the MAC address of {first['name']}"),
             (f"{vip} > {client}", "directly"),
         ]
@@ -188,7 +193,10 @@ def picture(result: Result) -> list[str]:
         drawn.append("every leg passes the router that joins the three networks")
         legs = [
             (f"{client} > {vip}", "as the client sent it"),
-            (f"{result.director} > {first['address']} {{{client} > {vip}}}", f"wrapped, protocol {41 if ':' in result.vip else 4}"),
+            (
+                f"{result.director} > {first['address']} {{{client} > {vip}}}",
+                f"wrapped, protocol {41 if ':' in result.vip else 4}",
+            ),
             (f"{vip} > {client}", f"unwrapped on {first['name']}, answered directly"),
         ]
     width = max(len(leg) for leg, _ in legs)

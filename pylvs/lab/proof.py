@@ -147,9 +147,7 @@ def _nat(probe: Probe) -> list[Verdict]:
     only.need(bool(seen), "no packet was captured at the client")
     only.evidence = [f"{count} packets, all with {peer}" for peer, count in seen.items()]
 
-    mapped = Case(
-        f"the request reaches the server at RIP and port {place_of(server)}, from the client's own address"
-    )
+    mapped = Case(f"the request reaches the server at RIP and port {place_of(server)}, from the client's own address")
     alike = Case(f"nothing but destination, {plan.life} and checksums changed on the way")
     pairs = probe.pairs(mapped)
     for (_, before), (_, after) in pairs:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from pylvs.lab import page, proof, record, topology, watch
+from pylvs.lab import page, proof, record, sctp, topology, watch
 from pylvs.lab.capture import SIGNS, Capture, Tap
 from pylvs.lab.life import PYTHON, Lab
 from pylvs.lab.packet import TCP, Frame
@@ -59,6 +59,7 @@ class Result:
     figures: list[dict[str, Any]] = field(default_factory=list)  # of `hash`: who moved, see `many.figures`
     table: str = ""  # what the director listed at the end
     error: str = ""
+    skipped: str = ""  # why this lab cannot be run on this machine
     seconds: float = 0.0
     kept: bool = False
 
@@ -83,6 +84,9 @@ def run(plan: Plan, name: str, options: Options, progress: page.Progress, stop: 
         notes=list(plan.notes),
     )
     begin = time.monotonic()
+    if plan.kind == "sctp" and (why := sctp.missing()):
+        result.skipped = why
+        return result
     try:
         with record.held(name):
             refuse_kept(name)
@@ -176,8 +180,10 @@ class Drive:
 
     def load(self, *arguments: str, each: Callable[[dict[str, Any]], None], url: str = "") -> None:
         """Run the client with `arguments`, and pass on what it reports; `url` is the service's unless given."""
-        url = url or f"http://{self._plan.service}"
-        child = self._lab.open("client", [*PYTHON, "pylvs.lab.load", "--url", url, *arguments])
+        argv = ["pylvs.lab.load", "--url", url or f"http://{self._plan.service}"]
+        if self._plan.kind == "sctp":
+            argv = ["pylvs.lab.sctp", "--connect", self._plan.service]
+        child = self._lab.open("client", [*PYTHON, *argv, *arguments])
         assert child.stdout is not None
         other: list[str] = []
         with child.stdout:

@@ -32,7 +32,13 @@ QUIET = {  # a lab speaks one family; nothing of the machine's own settings reac
 }
 QUIET6 = {
     f"net.ipv6.conf.{scope}.{key}": value
-    for key, value in {"disable_ipv6": 0, "accept_ra": 0, "autoconf": 0, "accept_dad": 0, "router_solicitations": 0}.items()
+    for key, value in {
+        "disable_ipv6": 0,
+        "accept_ra": 0,
+        "autoconf": 0,
+        "accept_dad": 0,
+        "router_solicitations": 0,
+    }.items()
     for scope in ("all", "default")
 }
 NODAD = 2  # IFA_F_NODAD: usable at once
@@ -414,6 +420,16 @@ def mark() -> Plan:
     )
 
 
+def sctp() -> Plan:
+    """SCTP associations instead of TCP connections."""
+    return _many(
+        "sctp",
+        "SCTP: associations are balanced as connections are; their checksum is a CRC of the whole packet",
+        ("forwarding is NAT, port 80 to 8080; one-to-one sockets of the kernel's own SCTP on both ends",),
+        protocol="--sctp-service",
+    )
+
+
 PLANS: dict[str, Callable[[], Plan]] = {
     "nat": nat,
     "dr": dr,
@@ -424,6 +440,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "persist": persist,
     "hash": hashing,
     "mark": mark,
+    "sctp": sctp,
 }
 
 
