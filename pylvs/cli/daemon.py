@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 from typing import Any
 
@@ -59,40 +58,14 @@ def _size(text: str) -> int:
     return number
 
 
-#: mark : protocol : destination, IPv6 in brackets [: ports]
-_RULE = re.compile(
-    r"(?P<mark>[^:]+):(?P<protocol>[^:]+):(?P<destination>\[[^\]]*\](?:/\d+)?|[^:\[\]]+)(?::(?P<ports>[^:]+))?"
-)
-
-
 def _mark(text: str) -> dict[str, Any]:
     """A rule as `Director.configure` takes it; what is wrong with it is said by name."""
-    from pylvs.director import mark_rule
+    from pylvs import marks
 
-    found = _RULE.fullmatch(text)
-    if found is None:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no rule; write MARK:PROTOCOL:DESTINATION[:PORTS], such as 1:tcp:192.0.2.10:80,443 "
-            "or 1:any:[2001:db8::10]"
-        )
-    mark, protocol, destination = found["mark"], found["protocol"], found["destination"]
     try:
-        number = int(mark, 0)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{mark!r} is no mark; use a number from 1 to 4294967295") from None
-    if protocol not in {"tcp", "udp", "sctp", "any"}:
-        raise argparse.ArgumentTypeError(f"{protocol!r} is no protocol; use tcp, udp, sctp or any")
-    rule: dict[str, Any] = {
-        "mark": number,
-        "protocol": "" if protocol == "any" else protocol,
-        "destination": "" if destination == "any" else destination.replace("[", "").replace("]", ""),
-        "ports": found["ports"].split(",") if found["ports"] else [],
-    }
-    try:
-        mark_rule(rule)
+        return marks.parse(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-    return rule
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(args: argparse.Namespace) -> int:

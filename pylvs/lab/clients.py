@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pylvs.lab import many
+from pylvs.lab.drive import FIRST_PORT, Drive
 from pylvs.lab.life import PYTHON
 from pylvs.lab.many import Meeting
 from pylvs.lab.process import Failed
-from pylvs.lab.run import FIRST_PORT, Drive
 from pylvs.lab.topology import endpoint
 
 NETWORKS = 12  # divides by three servers: each gets as many

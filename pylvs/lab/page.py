@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pylvs.lab.topology import endpoint
 
 if TYPE_CHECKING:
-    from pylvs.lab.run import Result
+    from pylvs.lab.result import Result
 
 WIDTH = 30  # of a bar
 GREEN, RED, BOLD, DIM, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
