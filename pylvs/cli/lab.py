@@ -224,13 +224,13 @@ def _status(args: argparse.Namespace) -> int:
     if not labs:
         print("no labs; build one with: pylvs lab up nat")
         return 0
-    print(f"{'LAB':<12}{'METHOD':<8}{'STATE':<11}{'SERVICE':<20}{'PROCESSES':<12}{'UP FOR':>8}")
+    print(f"{'LAB':<12}{'METHOD':<8}{'STATE':<11}{'SERVICE':<23}{'PROCESSES':<12}{'UP FOR':>8}")
     for lab in labs:
         alive = sum(item.alive for item in lab.processes)
         service = PLANS[lab.method]().service if lab.method in PLANS else "?"
         running = f"{alive} of {len(lab.processes)}"
         print(
-            f"{lab.name:<12}{lab.method:<8}{lab.state:<11}{service:<20}{running:<12}{time.time() - lab.since:>6.0f} s"
+            f"{lab.name:<12}{lab.method:<8}{lab.state:<11}{service:<23}{running:<12}{time.time() - lab.since:>6.0f} s"
         )
         for item in lab.processes:
             if not item.alive:

@@ -137,7 +137,7 @@ def test_the_filter_lets_only_signs_through(name: str) -> None:
                 six = [
                     IPv6(dst="2001:db8::1") / TCP(flags=flags) / Raw(b"x") for flags in ("S", "A", "PA", "R", "FA", "SA")
                 ]
-                for packet in [*six, IPv6() / ICMPv6ND_NS(tgt="2001:db8::1"), IPv6() / UDP()]:
+                for packet in [*six, IPv6(src="::1") / ICMPv6ND_NS(tgt="2001:db8::1"), IPv6() / UDP()]:
                     sender.send(bytes.fromhex("0200000000d002000000000186dd") + bytes(packet))
             seen = [str(frame.arp) if frame.arp else frame.ip.tcp.marks for frame in capture.drain() if frame.ip]
         assert seen == ["S", "R", "R.", "S.", "R", "S", "R", "S.", "ND who has 2001:db8::1? tell ::1"]
