@@ -42,7 +42,7 @@ def add(subparsers: Any) -> None:
         type=_mark,
         default=[],
         metavar="MARK:PROTOCOL:DESTINATION[:PORTS]",
-        help="give packets a firewall mark, for services of -f MARK (repeatable; the first rule that fits counts). PROTOCOL is "
+        help="give packets a firewall mark, for services of -f MARK (repeatable; the last rule that fits counts). PROTOCOL is "
         "tcp, udp, sctp or any; DESTINATION an address or prefix (IPv6 in brackets) or any; PORTS such as 80,443,8000-8099, "
         "default all. Example: 1:tcp:192.0.2.10:80,443",
     )

@@ -53,10 +53,12 @@ class Probe:
         case.need(
             len(sent) == len(got), f"the client sent {len(sent)} packets, {len(got)} arrived at {self.server.name}"
         )
-        arrived = {order(item[1]): item for item in reversed(got)}  # of two copies, the first
-        missing = [item for item in sent if order(item[1]) not in arrived]
+        # what is repeated is another packet in time stamp, identification or flow label: the second copy is the second's
+        arrived = dict(_numbered(got))
+        left = _numbered(sent)
+        missing = [key for key, _ in left if key not in arrived]
         case.need(not missing, f"{len(missing)} of the client's packets did not arrive as they were sent")
-        return [(item, arrived[order(item[1])]) for item in sent if order(item[1]) in arrived]
+        return [(item, arrived[key]) for key, item in left if key in arrived]
 
     def show(self, pairs: list[tuple[tuple[Frame, Packet], tuple[Frame, Packet]]]) -> list[str]:
         """Before and after of the packet that carries the request (the first one if none does)."""
@@ -71,6 +73,17 @@ def order(packet: Packet) -> tuple[int, ...]:
     segment = packet.tcp
     assert segment is not None
     return segment.sequence, len(segment.payload), segment.acknowledged, segment.flags
+
+
+def _numbered(items: list[tuple[Frame, Packet]]) -> list[tuple[tuple[int, ...], tuple[Frame, Packet]]]:
+    """Each with its place in the conversation, and which of those at this place it is."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for item in items:
+        place = order(item[1])
+        found.append(((*place, seen[place]), item))
+        seen[place] += 1
+    return found
 
 
 FIELDS = (
@@ -285,6 +298,10 @@ def _once(probe: Probe) -> Verdict:
     asked = max(1, sum(1 for packet in sent if packet.tcp and packet.tcp.flags & SYN))
     opened = {packet.payload for packet in answers if packet.tcp and packet.tcp.flags & (SYN | ACK) == SYN | ACK}
     case.need(bool(opened), "no answer to the SYN")
+    # each answer to a SYN is acknowledged, and IPv6 packets have no id by which two such would differ
+    opened |= {
+        p.payload for p in (*answers, *sent) if p.version == 6 and p.tcp and p.tcp.flags == ACK and not p.tcp.payload
+    }
     for node in ("client", *(server.name for server in probe.plan.servers)):
         copies = Counter(
             (direction, packet.identification, packet.payload)
