@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
-
 from pylvs import conntrack, ipvsadm, proc
 from pylvs.estimator import LONGEST_DECAY, TICK_SECONDS, Counts, Estimate
 from pylvs.fib import compile_fib
 from pylvs.forward import _fastpath
+from pylvs.marks import mark_rule
 from pylvs.model import (
     Connection,
     Host,
@@ -135,7 +134,7 @@ class Director:
         for name, value in (("interfaces", interfaces), ("neighbours", neighbours), ("routes", routes)):
             if value is not None:
                 given[name] = value
-        new_marks = tuple(_mark(each) for each in marks) if marks is not None else self.marks
+        new_marks = tuple(mark_rule(each) for each in marks) if marks is not None else self.marks
         new_hosts = {name: canonical(address) for name, address in hosts.items()} if hosts is not None else self.hosts
         host = _host(given["interfaces"], given["neighbours"], given["routes"])
         self.configure_host(host)
@@ -488,32 +487,6 @@ def _sum(counts: Sequence[Counts]) -> Counts:
 
 def _nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
-
-
-def _mark(rule: Mapping[str, Any]) -> Mark:
-    """A rule from the contract's dictionary; `ports` may be a number, "80", "8000-8999", or a list of such."""
-    given = dict(rule)
-    ports = given.get("ports", ())
-    each_port = ports if isinstance(ports, list | tuple) else (ports,)
-    given["ports"] = [_range(each) for each in each_port]
-    try:
-        return msgspec.convert(given, Mark)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"mark rule {dict(rule)!r}: {error}") from None
-
-
-def _range(ports: Any) -> tuple[int, int]:
-    if isinstance(ports, list | tuple):
-        low, high = str(ports[0]), str(ports[-1])
-    else:
-        low, _, high = str(ports).partition("-")
-    try:
-        found = int(low), int(high or low)
-    except ValueError:
-        raise ValueError(f"{ports!r} is no port or range of ports; write 80 or 8000-8999") from None
-    if not 0 <= found[0] <= found[1] <= 65535:
-        raise ValueError(f"ports {ports!r} are out of range; use 0 to 65535, the smaller first")
-    return found
 
 
 def _host(

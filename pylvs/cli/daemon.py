@@ -37,6 +37,16 @@ def add(subparsers: Any) -> None:
         help="load schedulers of your own from a module or a .py file (repeatable)",
     )
     parser.add_argument(
+        "--mark",
+        action="append",
+        type=_mark,
+        default=[],
+        metavar="MARK:PROTOCOL:DESTINATION[:PORTS]",
+        help="give packets a firewall mark, for services of -f MARK (repeatable; the last rule that fits counts). PROTOCOL is "
+        "tcp, udp, sctp or any; DESTINATION an address or prefix (IPv6 in brackets) or any; PORTS such as 80,443,8000-8099, "
+        "default all. Example: 1:tcp:192.0.2.10:80,443",
+    )
+    parser.add_argument(
         "--no-guard", action="store_true", help="do not keep forwarded packets from the host's own stack"
     )
 
@@ -55,6 +65,16 @@ def _number(text: str, high: int) -> int:
     return int(text)
 
 
+def _mark(text: str) -> dict[str, Any]:
+    """A rule as `Director.configure` takes it; what is wrong with it is said by name."""
+    from pylvs import marks
+
+    try:
+        return marks.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the daemon; the exit status is its."""
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -67,4 +87,5 @@ def run(args: argparse.Namespace) -> int:
         ring_mib=args.ring,
         guard=not args.no_guard,
         scheduler_modules=args.scheduler_module,
+        marks=args.mark,
     )

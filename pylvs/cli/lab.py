@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 METHODS = ("nat", "dr", "tun")
+LABS = (*METHODS, "nat6", "dr6", "tun6", "persist", "hash", "mark", "sctp")
 
 
 def add(subparsers: Any) -> None:
@@ -24,7 +25,13 @@ def add(subparsers: Any) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     job = commands.add_parser("run", help="build a lab, drive requests through it, judge, remove it")
-    job.add_argument("method", choices=(*METHODS, "all"))
+    job.add_argument(
+        "method",
+        nargs="+",
+        choices=(*LABS, "all", "every"),
+        metavar="LAB",
+        help=f"{', '.join(LABS)}; all: {', '.join(METHODS)}; every: all that there are",
+    )
     job.add_argument(
         "--requests", type=_count, default=300, metavar="N", help="per phase: N one by one, N at once (%(default)s)"
     )
@@ -40,7 +47,7 @@ def add(subparsers: Any) -> None:
     job.add_argument("--json", action="store_true", help="one JSON document instead of the page; progress on stderr")
 
     up = commands.add_parser("up", help="build a lab and leave it up")
-    up.add_argument("method", choices=METHODS)
+    up.add_argument("method", choices=LABS, metavar="LAB", help=", ".join(LABS))
     up.add_argument("--name", help="call the lab so (default: its method)")
 
     down = commands.add_parser("down", help="remove a lab, and what a killed run left")
@@ -106,8 +113,10 @@ def _run(args: argparse.Namespace) -> int:
     from pylvs.lab.run import run as run_lab
     from pylvs.lab.topology import PLANS
 
-    if args.method == "all" and args.name:
-        raise Failed("'all' are three labs, called nat, dr and tun; leave --name out")
+    groups = {"all": METHODS, "every": LABS}
+    chosen = list(dict.fromkeys(name for each in args.method for name in groups.get(each, (each,))))
+    if len(chosen) > 1 and args.name:
+        raise Failed(f"these are {len(chosen)} labs, called {', '.join(chosen)}; leave --name out")
     stream = sys.stderr if args.json else sys.stdout
     draw = page.Page(colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ, encoding=sys.stdout.encoding)
     options = Options(requests=args.requests, size=args.bytes, keep=args.keep)
@@ -115,7 +124,7 @@ def _run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     stop = Stop()
     try:
-        for method in METHODS if args.method == "all" else (args.method,):
+        for method in chosen:
             name = args.name or method
             result = run_lab(PLANS[method](), name, options, page.Progress(f"{name:<4}", stream), stop)
             results.append(result)
@@ -124,14 +133,18 @@ def _run(args: argparse.Namespace) -> int:
     finally:
         stop.close()
     seconds = round(time.monotonic() - begin, 2)
-    ok = all(result.ok for result in results)
+    ran = [result for result in results if not result.skipped]
+    ok = bool(ran) and all(result.ok for result in ran)
     if args.json:
         labs = [{"ok": result.ok, **dataclasses.asdict(result)} for result in results]
         print(json.dumps({"ok": ok, "seconds": seconds, "labs": labs}, indent=1))
     elif len(results) > 1:
         for result in results:
-            print(f"  {draw.mark(result.ok)} {result.name:<5} {result.title}")
-        print(f"  {draw.mark(ok)} all labs, {seconds:.1f} s")
+            sign = "-" if result.skipped else draw.mark(result.ok)
+            print(f"  {sign} {result.name:<8} {result.skipped or result.title}")
+        print(
+            f"  {draw.mark(ok)} all labs{'' if len(ran) == len(results) else ' that this machine can run'}, {seconds:.1f} s"
+        )
     return 0 if ok else 1
 
 
@@ -211,13 +224,13 @@ def _status(args: argparse.Namespace) -> int:
     if not labs:
         print("no labs; build one with: pylvs lab up nat")
         return 0
-    print(f"{'LAB':<12}{'METHOD':<8}{'STATE':<11}{'SERVICE':<20}{'PROCESSES':<12}{'UP FOR':>8}")
+    print(f"{'LAB':<12}{'METHOD':<8}{'STATE':<11}{'SERVICE':<23}{'PROCESSES':<12}{'UP FOR':>8}")
     for lab in labs:
         alive = sum(item.alive for item in lab.processes)
         service = PLANS[lab.method]().service if lab.method in PLANS else "?"
         running = f"{alive} of {len(lab.processes)}"
         print(
-            f"{lab.name:<12}{lab.method:<8}{lab.state:<11}{service:<20}{running:<12}{time.time() - lab.since:>6.0f} s"
+            f"{lab.name:<12}{lab.method:<8}{lab.state:<11}{service:<23}{running:<12}{time.time() - lab.since:>6.0f} s"
         )
         for item in lab.processes:
             if not item.alive:

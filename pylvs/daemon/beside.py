@@ -8,16 +8,19 @@ not have the host reset them.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import time
 from collections.abc import Callable, Iterable, Sequence
 
 from pylvs.daemon.vips import is_local
 from pylvs.director import Director
 from pylvs.host.guard import Endpoint, Guard, GuardError
-from pylvs.model import Host, RealServer, Service, ServiceKey, ServiceStatus
+from pylvs.model import Host, Mark, RealServer, Service, ServiceKey, ServiceStatus
 
 #: seconds in which a deleted service or real server with connections stays guarded: time for ``-C``, then ``-R``
 GRACE = 5.0
+#: ports of one mark rule that the guard holds one by one
+WIDEST = 64
 
 
 class Beside:
@@ -46,7 +49,11 @@ class Beside:
 
     def before_service(self, service: Service) -> None:
         """Guard a service that is about to be added."""
-        if self.guard is None or service.protocol == "fwm":
+        if self.guard is None:
+            return
+        if service.protocol == "fwm":
+            with contextlib.suppress(GuardError):
+                self.guard.widen(marked(self._director.marks, service.fwmark, service.family)[0], set())
             return
         alone = set() if is_local(self._director.host, service.address) else {service.address}
         with contextlib.suppress(GuardError):  # `reconcile` tries again, and says so
@@ -54,10 +61,13 @@ class Beside:
 
     def before_server(self, key: ServiceKey, server: RealServer) -> None:
         """Guard what a NAT real server answers that is about to be added."""
-        if self.guard is None or key[1] == "fwm" or server.method != "masq":
+        if self.guard is None or server.method != "masq":
             return
+        replies = {(key[1], server.address, server.port)}
+        if key[1] == "fwm":
+            replies = answers(marked(self._director.marks, key[3], key[0])[0], server)
         with contextlib.suppress(GuardError):
-            self.guard.widen(set(), {(key[1], server.address, server.port)})
+            self.guard.widen(set(), replies)
 
     def stand_at(self, interfaces: Iterable[str]) -> None:
         """Stand at the ingress of these interfaces, also of one that was made anew."""
@@ -74,9 +84,27 @@ class Beside:
         services, replies = guarded(status)
         self._keep_lingering(services, replies)
         vips = {vip for _, vip, _ in services if not is_local(host, vip)}
+        self._marked(status, services, replies)
         self._try("the guard cannot be changed", lambda: guard.update(services, replies, vips))
         self._try("the guard cannot be told what is local", lambda: guard.set_local(host.links))
         self.stand_at(interfaces)
+
+    def _marked(self, status: Sequence[ServiceStatus], services: set[Endpoint], replies: set[Endpoint]) -> None:
+        """Guard what the rules of firewall-mark services name, as far as a guard can; say of the rest that it cannot."""
+        for each in status:
+            if each.service.protocol != "fwm":
+                continue
+            found, wide = marked(self._director.marks, each.service.fwmark, each.service.family)
+            services |= found
+            for server in each.servers:
+                if server.server.method == "masq":
+                    replies |= answers(found, server.server)
+            for rule in wide:
+                self._once(
+                    f"the rule for mark {rule.mark} to {rule.destination or 'any destination'} is too wide for the guard: the "
+                    f"host's own stack sees these packets too; name one address and at most {WIDEST} ports, or keep them "
+                    "from the host by a rule of your own"
+                )
 
     @property
     def lingers(self) -> bool:
@@ -128,6 +156,32 @@ class Beside:
             else:
                 continue
             self._once(f"{vip} {why} and there is no guard: clients may be answered twice, or reset; {remedy}")
+
+
+def marked(marks: Sequence[Mark], number: int, family: int) -> tuple[set[Endpoint], list[Mark]]:
+    """What the rules that give the mark `number` in `family` name, of what a guard can hold: one destination address and at
+    most `WIDEST` ports, or all. And the rules for which it is not enough."""
+    found: set[Endpoint] = set()
+    wide: list[Mark] = []
+    for rule in marks:
+        if rule.mark != number:
+            continue
+        target = ipaddress.ip_network(rule.destination, strict=False) if rule.destination else None
+        if target is not None and target.version != family:
+            continue
+        ports = [port for low, high in rule.ports for port in range(low, high + 1)] or [0]
+        if target is None or target.num_addresses > 1 or len(ports) > WIDEST or rule.source:
+            wide.append(rule)
+            continue
+        address = str(target.network_address)
+        protocols = (rule.protocol,) if rule.protocol else ("tcp", "udp", "sctp")
+        found |= {(protocol, address, port) for protocol in protocols for port in ports}
+    return found, wide
+
+
+def answers(services: set[Endpoint], server: RealServer) -> set[Endpoint]:
+    """Where a NAT real server of a firewall-mark service answers from: its port, or the packet's own one."""
+    return {(protocol, server.address, server.port or port) for protocol, _, port in services}
 
 
 def guarded(status: Sequence[ServiceStatus]) -> tuple[set[Endpoint], set[Endpoint]]:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -63,6 +63,7 @@ class Daemon:
         ring_mib: int,
         guard: bool,
         scheduler_modules: Sequence[str] = (),
+        marks: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self._interfaces = list(interfaces)
         self._ring_mib = ring_mib
@@ -78,7 +79,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._cleanup = contextlib.AsyncExitStack()
         self.director = Director(
-            clock=time.monotonic, connections=connections, scheduler_modules=scheduler_modules
+            clock=time.monotonic, connections=connections, scheduler_modules=scheduler_modules, marks=marks
         )
         self.worker = Worker(self.director.cores[0])
         self.beside = Beside(self.director, self._say)
@@ -333,6 +334,7 @@ def run(
     ring_mib: int,
     guard: bool,
     scheduler_modules: Sequence[str] = (),
+    marks: Sequence[Mapping[str, Any]] = (),
 ) -> int:
     """Run a daemon until SIGTERM or SIGINT; return the exit status."""
     stopper = Stopper()
@@ -346,6 +348,7 @@ def run(
             ring_mib=ring_mib,
             guard=guard,
             scheduler_modules=scheduler_modules,
+            marks=marks,
         ).run(stopper)
 
     missing = _missing()

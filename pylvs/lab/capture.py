@@ -26,13 +26,20 @@ BUFFER = 8 << 20
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 LDH, LDB, LDB_X, LDX_IHL = 0x28, 0x30, 0x50, 0xB1
-JEQ, JSET, RET = 0x15, 0x45, 0x06
+JA, JEQ, JSET, RET = 0x05, 0x15, 0x45, 0x06
 
-#: ARP, ICMP, and TCP segments that open or break a connection (SYN, RST): what a bulk transfer should hardly have
+#: ARP, ICMP, and TCP segments that open or break a connection (SYN, RST): what a bulk transfer should hardly have.
+#: The same of IPv6 (where ICMPv6 is also ARP), without extension headers.
 SIGNS: tuple[Instruction, ...] = (
     (LDH, 0, 0, 12),
-    (JEQ, 8, 0, 0x0806),  # ARP: keep
-    (JEQ, 0, 8, 0x0800),  # not IPv4: leave
+    (JEQ, 14, 0, 0x0806),  # ARP: keep
+    (JEQ, 6, 0, 0x0800),  # IPv4
+    (JEQ, 0, 13, 0x86DD),  # not IPv6 either: leave
+    (LDB, 0, 0, 20),
+    (JEQ, 10, 0, 58),  # ICMPv6: keep
+    (JEQ, 0, 10, 6),  # not TCP: leave
+    (LDB, 0, 0, 14 + 40 + 13),
+    (JA, 0, 0, 5),  # to the flags
     (LDB, 0, 0, 23),
     (JEQ, 5, 0, 1),  # ICMP: keep
     (JEQ, 0, 5, 6),  # not TCP: leave

@@ -49,6 +49,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], name: str) -> None:
         self.name = name
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
         super().__init__(address, Handler)
 
     def server_bind(self) -> None:
@@ -135,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     address, _, port = arguments.listen.rpartition(":")
     try:
-        server = Server((address, int(port)), arguments.name)
+        server = Server((address.strip("[]"), int(port)), arguments.name)
     except (OSError, ValueError) as error:
         print(f"cannot listen on {arguments.listen}: {error}", file=sys.stderr)
         return 1

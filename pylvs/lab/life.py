@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ class Lab:
         self.plan, self.name = plan, name
         self._stop, self._say = stop, say
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self.record = record.Record(name, plan.method, record.owner(), since=time.time())
+        self.record = record.Record(name, plan.kind, record.owner(), since=time.time())
 
     def up(self) -> None:
         """Make everything and wait until it is ready. On any exception call `down`."""
@@ -43,21 +44,30 @@ class Lab:
         self.record.write()
         self._say(f"{len(self.plan.nodes)} namespaces and the wires between them")
         topology.build(self.plan, self.name, self._stop.check)
-        self._say(f"a web server on {', '.join(server.name for server in self.plan.servers)}")
+        self._say(
+            f"{'a server' if self.plan.kind == 'sctp' else 'a web server'} on {', '.join(server.name for server in self.plan.servers)}"
+        )
         for server in self.plan.servers:
-            listen = f":{server.port}"  # every address: the VIP is one of them in DR and TUN
-            self.start(
-                server.name,
-                f"httpd-{server.name}",
-                [*PYTHON, "pylvs.lab.httpd", "--name", server.name, "--listen", listen],
-            )
+            if self.plan.kind == "sctp":
+                listen = f"{server.address}:{server.port}"
+                argv = [*PYTHON, "pylvs.lab.sctp", "--name", server.name, "--listen", listen]
+                self.start(server.name, f"sctp-{server.name}", argv)
+                continue
+            for port in self.plan.ports or (server.port,):
+                # every address: the VIP is one of them in DR and TUN
+                listen = f"{'' if self.plan.version == 4 else '[::]'}:{port}"
+                self.start(
+                    server.name,
+                    f"httpd-{server.name}" + (f"-{port}" if self.plan.ports else ""),
+                    [*PYTHON, "pylvs.lab.httpd", "--name", server.name, "--listen", listen],
+                )
         if self.plan.method == "tun":
             for server in self.plan.servers:
                 self.start(server.name, f"tun-{server.name}", [*PYTHON, "pylvs", "rs", "tun", "--vip", self.plan.vip])
         for item in self.record.processes:
             self.await_ready(item.name)
-        self._say("the director: pylvs daemon")
-        self.start("director", "daemon", [*PYTHON, "pylvs", "daemon"])
+        self._say(" ".join(["the director: pylvs daemon", *self.plan.daemon]))
+        self.start("director", "daemon", [*PYTHON, "pylvs", "daemon", *self.plan.daemon])
         self.await_ready("daemon")
         for rule in self.plan.rules():
             self._say("pylvs ipvsadm " + " ".join(rule))
@@ -126,18 +136,23 @@ class Lab:
         return child
 
     def forget_neighbour(self, node: str, address: str) -> None:
-        """Delete the ARP entry for `address`, so that the next packet asks anew."""
+        """Delete the ARP (ND) entry for `address`, so that the next packet asks anew."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with namespace.routes(network(self.name, node)) as route:
-            for entry in route.get_neighbours():
+            for entry in route.get_neighbours(family=family):
                 if entry.get_attr("NDA_DST") == address:
                     with suppress(NetlinkError):  # it aged out in between
-                        route.neigh("del", dst=address, ifindex=entry["ifindex"])
+                        route.neigh("del", family=family, dst=address, ifindex=entry["ifindex"])
 
     def checksum_errors(self, node: str) -> int:
         """Packets that the kernel of `node` refused for a wrong IP, TCP or UDP checksum."""
         with namespace.inside(network(self.name, node)):
-            text = Path("/proc/thread-self/net/snmp").read_text()
-        return sum(snmp(text).get(key, 0) for key in ("Tcp.InCsumErrors", "Udp.InCsumErrors", "Ip.InHdrErrors"))
+            counts = snmp(Path("/proc/thread-self/net/snmp").read_text())
+            with suppress(OSError):  # a kernel without IPv6
+                rows = (line.split() for line in Path("/proc/thread-self/net/snmp6").read_text().splitlines())
+                counts |= {row[0]: int(row[1]) for row in rows if len(row) == 2}
+        wanted = ("Tcp.InCsumErrors", "Udp.InCsumErrors", "Ip.InHdrErrors", "Udp6InCsumErrors", "Icmp6InCsumErrors")
+        return sum(counts.get(key, 0) for key in (*wanted, "Ip6InHdrErrors"))
 
 
 def snmp(text: str) -> dict[str, int]:

@@ -71,11 +71,14 @@ def explain(error: BaseException) -> str:
 class Client:
     """Sends requests to one place. `say` receives the JSON objects."""
 
-    def __init__(self, url: str, say: Callable[[dict[str, Any]], None], ports: int = 0) -> None:
+    def __init__(
+        self, url: str, say: Callable[[dict[str, Any]], None], ports: int = 0, timeout: float = TIMEOUT
+    ) -> None:
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "", parts.port or 80
         self.say = say
         self.ports = itertools.count(ports) if ports else itertools.repeat(0)  # local ports, 0 for any
+        self.timeout = timeout
 
     def connect(self, timeout: float = TIMEOUT) -> http.client.HTTPConnection:
         """A connection of its own."""
@@ -118,6 +121,30 @@ class Client:
                     told = time.perf_counter()
                     self.say({"event": "progress", "phase": phase, "done": done, "of": count})
         self.say(tally.report(phase, count, time.perf_counter() - begin))
+
+    def clients(self, addresses: Sequence[str]) -> None:
+        """One request from each of `addresses`, in this order; who answered whom is in the report's ``each``."""
+        tally, each = Tally(), list[list[str]]()
+        begin = told = time.perf_counter()
+        for done, address in enumerate(addresses, 1):
+            sent = time.perf_counter()
+            connection = http.client.HTTPConnection(
+                self.host, self.port, timeout=self.timeout, source_address=(address, next(self.ports))
+            )
+            try:
+                server = self.ask(connection, Connection="close")
+                tally.servers[server] += 1
+                tally.times.append(time.perf_counter() - sent)
+                each.append([address, server])
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                tally.errors[explain(error)] += 1
+                each.append([address, ""])
+            finally:
+                connection.close()
+            if time.perf_counter() - told > 0.1 or done == len(addresses):
+                told = time.perf_counter()
+                self.say({"event": "progress", "phase": "clients", "done": done, "of": len(addresses)})
+        self.say(tally.report("clients", len(addresses), time.perf_counter() - begin) | {"each": each})
 
     def keepalive(self, count: int) -> None:
         """`count` requests over one connection."""
@@ -202,6 +229,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--sequential", type=int, default=0, metavar="N", help="requests, one after the other")
     parser.add_argument("--concurrent", type=int, default=0, metavar="N", help=f"requests, {WORKERS} at a time")
+    parser.add_argument("--from", dest="clients", default="", metavar="A,B,…", help="one request from each address")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, metavar="SECONDS", help="of a request of --from")
     parser.add_argument("--keepalive", type=int, default=0, metavar="N", help="requests over one connection")
     parser.add_argument("--download", type=int, default=0, metavar="BYTES")
     parser.add_argument("--upload", type=int, default=0, metavar="BYTES")
@@ -213,11 +242,13 @@ def main(argv: list[str] | None = None) -> int:
         with lock:
             print(json.dumps(document), flush=True)
 
-    client = Client(options.url, say, options.ports)
+    client = Client(options.url, say, options.ports, options.timeout)
     if options.sequential:
         client.requests("sequential", options.sequential, 1)
     if options.concurrent:
         client.requests("concurrent", options.concurrent, WORKERS)
+    if options.clients:
+        client.clients(options.clients.split(","))
     if options.keepalive:
         client.keepalive(options.keepalive)
     if options.download:

@@ -7,8 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from pylvs.lab.topology import endpoint
+
 if TYPE_CHECKING:
-    from pylvs.lab.run import Result
+    from pylvs.lab.result import Result
 
 WIDTH = 30  # of a bar
 GREEN, RED, BOLD, DIM, PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
@@ -79,12 +81,16 @@ class Page:
 
     def lab(self, result: Result) -> str:
         """The whole page of one lab."""
+        if result.skipped:
+            return f"\n{self.paint(result.title, BOLD)}\n\n  - {result.name}: not run: {result.skipped}"
         parts = ["", self.paint(result.title, BOLD), "", *picture(result), ""]
         parts += [*(f"  {note}" for note in result.notes), ""]
         if result.phases:
             parts += [*self.shares(result), ""]
         if result.transfers:
             parts += [*self.transfers(result.transfers), ""]
+        if result.figures:
+            parts += [*self.figures(result.figures), ""]
         if result.table:
             parts += [f"  {line}" for line in result.table.splitlines()] + [""]
         for verdict in result.verdicts:
@@ -119,14 +125,27 @@ class Page:
             for server in result.servers:
                 got = phase["servers"].get(server["name"], 0)
                 part = got / phase["requests"] if phase["requests"] else 0.0
-                due = phase["requests"] / len(result.servers)
+                due = f"{phase['requests'] / len(result.servers):.1f}" if phase.get("even", True) else ""
                 bar = self._full * round(part * WIDTH)
                 rows.append(
-                    f"  {phase['phase']:<12}{server['name']:<8}{got:>6}{due:>8.1f}  {bar:{self._rest}<{WIDTH}} {part:>6.1%} {tail}".rstrip()
+                    f"  {phase['phase']:<12}{server['name']:<8}{got:>6}{due:>8}  {bar:{self._rest}<{WIDTH}} {part:>6.1%} {tail}".rstrip()
                 )
                 tail = ""
             if phase["errors"]:
                 rows.append(self.paint(f"  {'':<12}errors  {sum(phase['errors'].values()):>6}", RED))
+        return rows
+
+    def figures(self, figures: Sequence[dict[str, Any]]) -> list[str]:
+        """One row for each scheduler: who moved when a server went."""
+        head = f"  {'scheduler':<12}{'clients':>8}{'removed':>9}{'its own':>9}{'moved':>7}{'others':>8}{'moved':>7}"
+        rows = [self.paint(head, BOLD)]
+        for row in figures:
+            part = row["others_moved"] / row["others"] if row["others"] else 0.0
+            bar = self._full * round(part * WIDTH)
+            rows.append(
+                f"  {row['scheduler']:<12}{row['clients']:>8}{row['removed']:>9}{row['own']:>9}{row['own_moved']:>7}"
+                f"{row['others']:>8}{row['others_moved']:>7}  {bar:{self._rest}<{WIDTH}} {part:>6.1%}"
+            )
         return rows
 
     def transfers(self, transfers: Sequence[dict[str, Any]]) -> list[str]:
@@ -144,22 +163,26 @@ class Page:
 
 def picture(result: Result) -> list[str]:
     """The packet's path in numbered legs, and the addresses that it carries on each."""
-    vip, client = f"{result.vip}:{result.port}", result.client
+    vip, client = endpoint(result.vip, result.port), result.client
     first = result.servers[0]
     servers = [f"{server['name']} {server['address']}" for server in result.servers]
+    place = endpoint(first["address"], first["port"] or result.port)
     if result.method == "nat":
-        servers = [f"{name}:{first['port']}" for name in servers]
+        servers = [f"{server['name']} {endpoint(server['address'], server['port'])}" for server in result.servers]
         drawn = _boxes([client], [f"VIP {result.vip}", f"gateway {result.director}"], servers, direct=False)
         legs = [
             (f"{client} > {vip}", "as the client sent it"),
-            (f"{client} > {first['address']}:{first['port']}", "destination rewritten"),
-            (f"{first['address']}:{first['port']} > {client}", "to the servers' default gateway"),
+            (f"{client} > {place}", "destination rewritten"),
+            (f"{place} > {client}", "to the servers' default gateway"),
             (f"{vip} > {client}", "source rewritten back"),
         ]
     elif result.method == "dr":
         drawn = _boxes([client], [f"VIP {result.vip}", f"DIP {result.director}"], [*servers, "VIP on lo"], direct=True)
         legs = [
-            (f"{client} > {vip}", "to the director's MAC address: it alone answers ARP"),
+            (
+                f"{client} > {vip}",
+                f"to the director's MAC address: it alone answers {'ND' if ':' in result.vip else 'ARP'}",
+            ),
             (f"{client} > {vip}", f"the same packet, to the MAC address of {first['name']}"),
             (f"{vip} > {client}", "directly"),
         ]
@@ -170,7 +193,10 @@ def picture(result: Result) -> list[str]:
         drawn.append("every leg passes the router that joins the three networks")
         legs = [
             (f"{client} > {vip}", "as the client sent it"),
-            (f"{result.director} > {first['address']} {{{client} > {vip}}}", "wrapped, protocol 4"),
+            (
+                f"{result.director} > {first['address']} {{{client} > {vip}}}",
+                f"wrapped, protocol {41 if ':' in result.vip else 4}",
+            ),
             (f"{vip} > {client}", f"unwrapped on {first['name']}, answered directly"),
         ]
     width = max(len(leg) for leg, _ in legs)

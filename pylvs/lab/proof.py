@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pylvs.lab.packet import IPIP, Frame, Ipv4
-from pylvs.lab.topology import Plan, Server
+from pylvs.lab.packet import IPIP, IPV6, Frame, Packet
+from pylvs.lab.topology import Plan, Server, endpoint, place_of
 from pylvs.lab.verdict import ACK, SYN, Case, Verdict, macs, resets
 
 
@@ -29,14 +29,14 @@ class Probe:
         """The frame in one line, MAC addresses by their owners' names."""
         return frame.line(self.plan.owners)
 
-    def packet(self, frame: Frame) -> Ipv4 | None:
+    def packet(self, frame: Frame) -> Packet | None:
         """The probe's packet in `frame`, out of its tunnel if it is in one; `None` if it is none of the probe's."""
         outer = frame.ip
         packet = outer and (outer.inner or outer)
         segment = packet and packet.tcp
         return packet if segment and self.port in {segment.source, segment.target} else None
 
-    def pick(self, node: str, direction: str, *, request: bool) -> list[tuple[Frame, Ipv4]]:
+    def pick(self, node: str, direction: str, *, request: bool) -> list[tuple[Frame, Packet]]:
         """Frames of the probe at `node`, with the packet in them: those of the client (`request`) or the answers."""
         found = []
         for frame in self.frames:
@@ -45,7 +45,7 @@ class Probe:
                 found.append((frame, packet))
         return found
 
-    def pairs(self, case: Case) -> list[tuple[tuple[Frame, Ipv4], tuple[Frame, Ipv4]]]:
+    def pairs(self, case: Case) -> list[tuple[tuple[Frame, Packet], tuple[Frame, Packet]]]:
         """The client's packets as they left and as they arrived at the server, in order."""
         sent = self.pick("client", "out", request=True)
         got = self.pick(self.server.name, "in", request=True)
@@ -53,12 +53,14 @@ class Probe:
         case.need(
             len(sent) == len(got), f"the client sent {len(sent)} packets, {len(got)} arrived at {self.server.name}"
         )
-        arrived = {order(item[1]): item for item in reversed(got)}  # of two copies, the first
-        missing = [item for item in sent if order(item[1]) not in arrived]
+        # what is repeated is another packet in time stamp, identification or flow label: the second copy is the second's
+        arrived = dict(_numbered(got))
+        left = _numbered(sent)
+        missing = [key for key, _ in left if key not in arrived]
         case.need(not missing, f"{len(missing)} of the client's packets did not arrive as they were sent")
-        return [(item, arrived[order(item[1])]) for item in sent if order(item[1]) in arrived]
+        return [(item, arrived[key]) for key, item in left if key in arrived]
 
-    def show(self, pairs: list[tuple[tuple[Frame, Ipv4], tuple[Frame, Ipv4]]]) -> list[str]:
+    def show(self, pairs: list[tuple[tuple[Frame, Packet], tuple[Frame, Packet]]]) -> list[str]:
         """Before and after of the packet that carries the request (the first one if none does)."""
         if not pairs:
             return []
@@ -66,11 +68,22 @@ class Probe:
         return [f"before  {self.line(before)}", f"after   {self.line(after)}"]
 
 
-def order(packet: Ipv4) -> tuple[int, ...]:
+def order(packet: Packet) -> tuple[int, ...]:
     """A place in the conversation that no rewriting changes: frames of one millisecond may be captured in another order."""
     segment = packet.tcp
     assert segment is not None
     return segment.sequence, len(segment.payload), segment.acknowledged, segment.flags
+
+
+def _numbered(items: list[tuple[Frame, Packet]]) -> list[tuple[tuple[int, ...], tuple[Frame, Packet]]]:
+    """Each with its place in the conversation, and which of those at this place it is."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for item in items:
+        place = order(item[1])
+        found.append(((*place, seen[place]), item))
+        seen[place] += 1
+    return found
 
 
 FIELDS = (
@@ -85,6 +98,14 @@ FIELDS = (
     ("source address", 12, 16),
     ("destination address", 16, 20),
 )
+FIELDS6 = (
+    ("version, traffic class and flow label", 0, 4),
+    ("length", 4, 6),
+    ("next header", 6, 7),
+    ("hop limit", 7, 8),
+    ("source address", 8, 24),
+    ("destination address", 24, 40),
+)
 SEGMENT_FIELDS = (
     ("source port", 0, 2),
     ("destination port", 2, 4),
@@ -97,10 +118,11 @@ SEGMENT_FIELDS = (
 )
 
 
-def changed(before: Ipv4, after: Ipv4) -> list[str]:
+def changed(before: Packet, after: Packet) -> list[str]:
     """Names of the fields that differ between two TCP packets."""
-    names = [name for name, begin, end in FIELDS if before.raw[begin:end] != after.raw[begin:end]]
-    if before.raw[20 : before.header] != after.raw[20 : after.header]:
+    fields = FIELDS if before.version == 4 else FIELDS6
+    names = [name for name, begin, end in fields if before.raw[begin:end] != after.raw[begin:end]]
+    if before.version == 4 and before.raw[20 : before.header] != after.raw[20 : after.header]:
         names.append("IP options")
     old, new = before.payload, after.payload
     names += [name for name, begin, end in SEGMENT_FIELDS if old[begin:end] != new[begin:end]]
@@ -109,11 +131,13 @@ def changed(before: Ipv4, after: Ipv4) -> list[str]:
     return names
 
 
-def untouched(case: Case, before: Ipv4, after: Ipv4, may: Iterable[str], hops: int) -> None:
-    """Nothing but `may`, TTL (by exactly `hops`) and the header checksum differs, and both checksums are right."""
+def untouched(case: Case, before: Packet, after: Packet, may: Iterable[str], hops: int) -> None:
+    """Nothing but `may`, TTL or hop limit (by exactly `hops`) and the header checksum differs; the checksums are right."""
+    life = "TTL" if before.version == 4 else "hop limit"
     for name in changed(before, after):
-        case.need(name in {"TTL", "header checksum", *may}, f"{name} changed")
-    case.need(after.ttl == before.ttl - hops, f"TTL went from {before.ttl} to {after.ttl}, not to {before.ttl - hops}")
+        case.need(name in {life, "header checksum", *may}, f"{name} changed")
+    wanted = before.ttl - hops
+    case.need(after.ttl == wanted, f"{life} went from {before.ttl} to {after.ttl}, not to {wanted}")
     case.need(after.sound, "the IP header checksum is wrong on arrival")
     case.need(after.segment_sound, "the TCP checksum is wrong on arrival")
 
@@ -129,22 +153,20 @@ def _nat(probe: Probe) -> list[Verdict]:
     only = Case("the client sees nobody but the VIP")
     seen: Counter[str] = Counter()
     for frame in probe.frames:
-        if frame.node == "client" and (packet := frame.ip):
+        if frame.node == "client" and (packet := frame.ip) and not packet.housekeeping:
             peer = packet.source if frame.direction == "in" else packet.target
             seen[peer] += 1
             only.need(peer == plan.vip, f"a packet with {peer}: {probe.line(frame)}")
     only.need(bool(seen), "no packet was captured at the client")
     only.evidence = [f"{count} packets, all with {peer}" for peer, count in seen.items()]
 
-    mapped = Case(
-        f"the request reaches the server at RIP and port {server.address}:{server.port}, from the client's own address"
-    )
-    alike = Case("nothing but destination, TTL and checksums changed on the way")
+    mapped = Case(f"the request reaches the server at RIP and port {place_of(server)}, from the client's own address")
+    alike = Case(f"nothing but destination, {plan.life} and checksums changed on the way")
     pairs = probe.pairs(mapped)
     for (_, before), (_, after) in pairs:
         assert before.tcp and after.tcp
-        place = f"{after.target}:{after.tcp.target}"
-        mapped.need(place == f"{server.address}:{server.port}", f"a packet arrived for {place}")
+        place = endpoint(after.target, after.tcp.target)
+        mapped.need(place == place_of(server), f"a packet arrived for {place}")
         mapped.need(after.source == plan.client, f"a packet arrived from {after.source}, not from {plan.client}")
         mapped.need(after.tcp.source == before.tcp.source, "the client's port changed")
         untouched(alike, before, after, ("destination address", "destination port", "TCP checksum"), plan.hops)
@@ -175,7 +197,7 @@ def _nat(probe: Probe) -> list[Verdict]:
 def _dr(probe: Probe) -> list[Verdict]:
     plan, server = probe.plan, probe.server
     moved = Case("the director readdresses the frame to the server: its MAC addresses change")
-    alike = Case("above layer 2 the request arrives as it was sent, but for TTL and header checksum")
+    alike = Case(f"above layer 2 the request arrives as it was sent, but for {plan.alters}")
     pairs = probe.pairs(moved)
     for (sent, before), (got, after) in pairs:
         moved.need(sent.target_mac in macs(plan, "director"), "the client did not send to the director's MAC address")
@@ -191,14 +213,15 @@ def _dr(probe: Probe) -> list[Verdict]:
 
 def _tun(probe: Probe) -> list[Verdict]:
     plan, server = probe.plan, probe.server
-    wrapped = Case(f"the request travels in a tunnel: outer header {plan.dip} > {server.address}, protocol 4")
-    alike = Case("the packet inside arrives as it was sent, but for TTL and header checksum")
+    protocol = IPIP if plan.version == 4 else IPV6
+    wrapped = Case(f"the request travels in a tunnel: outer header {plan.dip} > {server.address}, protocol {protocol}")
+    alike = Case(f"the packet inside arrives as it was sent, but for {plan.alters}")
     pairs = probe.pairs(wrapped)
     for (_, before), (frame, after) in pairs:
         outer = frame.ip
         assert outer is not None
         ends = f"{outer.source} > {outer.target}"
-        wrapped.need(outer.protocol == IPIP, f"a packet arrived in protocol {outer.protocol}, not in a tunnel")
+        wrapped.need(outer.protocol == protocol, f"a packet arrived in protocol {outer.protocol}, not in a tunnel")
         wrapped.need(ends == f"{plan.dip} > {server.address}", f"the outer header is {ends}")
         wrapped.need(outer.sound, "the outer header checksum is wrong")
         wrapped.need(after.target == plan.vip, f"the packet inside is for {after.target}, not for the VIP")
@@ -209,15 +232,15 @@ def _tun(probe: Probe) -> list[Verdict]:
     return [case.verdict() for case in (wrapped, alike, _bypass(probe))]
 
 
-def _compared(pairs: list[tuple[tuple[Frame, Ipv4], tuple[Frame, Ipv4]]]) -> list[str]:
+def _compared(pairs: list[tuple[tuple[Frame, Packet], tuple[Frame, Packet]]]) -> list[str]:
     if not pairs:
         return []
     (_, before), (_, after) = max(pairs, key=lambda pair: len(pair[0][1].payload))
-    sums = (packet.raw[10:12].hex() for packet in (before, after))
-    return [
-        f"{len(pairs)} packets compared byte by byte; of {len(before.raw)} bytes of the request only "
-        f"TTL {before.ttl} > {after.ttl} and header checksum 0x{' > 0x'.join(sums)} differ"
-    ]
+    text = f"{len(pairs)} packets compared byte by byte; of {len(before.raw)} bytes of the request only "
+    if before.version == 6:
+        return [f"{text}hop limit {before.ttl} > {after.ttl} differs"]
+    sums = " > ".join(f"0x{packet.raw[10:12].hex()}" for packet in (before, after))
+    return [f"{text}TTL {before.ttl} > {after.ttl} and header checksum {sums} differ"]
 
 
 def _bypass(probe: Probe) -> Case:
@@ -244,7 +267,7 @@ def _bypass(probe: Probe) -> Case:
 def _arp(probe: Probe) -> Verdict:
     """The ARP problem: all servers of DR have the VIP, and only the director may say where it is."""
     plan = probe.plan
-    case = Case("only the director answers ARP for the VIP, once")
+    case = Case(f"only the director answers {plan.resolution} for the VIP, once")
     asked = [
         f for f in probe.frames if (f.node, f.direction) == (plan.asks, "out") and f.arp and f.arp.target == plan.vip
     ]
@@ -275,6 +298,10 @@ def _once(probe: Probe) -> Verdict:
     asked = max(1, sum(1 for packet in sent if packet.tcp and packet.tcp.flags & SYN))
     opened = {packet.payload for packet in answers if packet.tcp and packet.tcp.flags & (SYN | ACK) == SYN | ACK}
     case.need(bool(opened), "no answer to the SYN")
+    # each answer to a SYN is acknowledged, and IPv6 packets have no id by which two such would differ
+    opened |= {
+        p.payload for p in (*answers, *sent) if p.version == 6 and p.tcp and p.tcp.flags == ACK and not p.tcp.payload
+    }
     for node in ("client", *(server.name for server in probe.plan.servers)):
         copies = Counter(
             (direction, packet.identification, packet.payload)

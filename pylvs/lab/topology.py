@@ -1,32 +1,50 @@
-"""The three labs: who is there, which wire joins whom, and what an administrator would have set on each machine.
+"""The labs: who is there, which wire joins whom, and what an administrator would have set on each machine.
 
 A `Plan` is plain data; `build` makes it out of network namespaces and veth pairs, whose offloads stay as they are.
 Addresses are those of the source documents where they give any: the NAT lab of the RedHat example (VIP 10.0.0.2, gateway
 of the servers 192.168.10.254, servers from 192.168.10.100), the DR and tunnel labs of the lecture notes (director
-192.168.56.118 and 192.168.56.100, servers from .101); the tunnel's servers stand in another network, behind a router.
+192.168.56.118 and 192.168.56.100, servers from .101); the tunnel's servers stand in another network, behind a router. The IPv6 labs are the same networks with
+the same last numbers in 2001:db8::/32. The labs of many clients (`persist`, `hash`, `mark`, `sctp`) are the NAT lab, and the
+client stands for a whole network besides.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pyroute2.netlink.exceptions import NetlinkError
 
 from pylvs.lab import namespace
 
 PREFIX = "pylvs"
-QUIET = {  # a lab speaks IPv4; nothing of the machine's own settings reaches into it
+QUIET = {  # a lab speaks one family; nothing of the machine's own settings reaches into it
     "net.ipv6.conf.all.disable_ipv6": 1,
     "net.ipv6.conf.default.disable_ipv6": 1,
     "net.ipv4.conf.all.rp_filter": 0,
     "net.ipv4.conf.default.rp_filter": 0,
     "net.ipv4.ip_forward": 0,
 }
+QUIET6 = {
+    f"net.ipv6.conf.{scope}.{key}": value
+    for key, value in {
+        "disable_ipv6": 0,
+        "accept_ra": 0,
+        "autoconf": 0,
+        "accept_dad": 0,
+        "router_solicitations": 0,
+    }.items()
+    for scope in ("all", "default")
+}
+NODAD = 2  # IFA_F_NODAD: usable at once
 FORWARD = {"net.ipv4.ip_forward": 1}
+FORWARD6 = {"net.ipv6.conf.all.forwarding": 1}
+CLIENTS = "10.1.0.0/16"  # whom the client stands for in the labs of many clients
 #: real servers of DR and tunnels: have the VIP, but neither answer ARP for it nor ask in its name
 HUSH = {
     "net.ipv4.conf.all.arp_ignore": 1,
@@ -71,7 +89,10 @@ class Plan:
     """A lab: its machines and what the director is to do.
 
     `dip` is the director's address towards the servers; `asks` names the node that resolves the VIP by ARP (the client, or
-    its router); `hops` is how often TTL is taken off between client and server, the director's one included.
+    its router); `hops` is how often TTL is taken off between client and server, the director's one included. `kind` is the
+    lab's name among `PLANS`, `method` the way of forwarding; `scheduler` and what follows it are words of ``ipvsadm -A``,
+    `ports` those that the servers listen on, `daemon` further words of ``pylvs daemon``, `clients` the network that the client
+    stands for.
     """
 
     method: str
@@ -86,11 +107,48 @@ class Plan:
     hops: int
     notes: tuple[str, ...] = ()
     port: int = 80
+    kind: str = ""
+    scheduler: tuple[str, ...] = ("rr",)
+    ports: tuple[int, ...] = ()
+    daemon: tuple[str, ...] = ()
+    clients: str = ""
+    fwmark: int = 0
+    protocol: str = "-t"
 
     @property
     def service(self) -> str:
-        """``VIP:port``."""
-        return f"{self.vip}:{self.port}"
+        """``VIP:port``, an IPv6 address in brackets."""
+        return endpoint(self.vip, self.port)
+
+    @property
+    def selector(self) -> list[str]:
+        """The service as ipvsadm's options name it."""
+        return ["-f", str(self.fwmark)] if self.fwmark else [self.protocol, self.service]
+
+    @property
+    def version(self) -> int:
+        """4 or 6, of IP."""
+        return 6 if ":" in self.vip else 4
+
+    @property
+    def life(self) -> str:
+        """What counts the hops."""
+        return "TTL" if self.version == 4 else "hop limit"
+
+    @property
+    def alters(self) -> str:
+        """What every hop changes in a packet."""
+        return "TTL and header checksum" if self.version == 4 else "the hop limit"
+
+    @property
+    def resolution(self) -> str:
+        """How a neighbour is asked for its MAC address."""
+        return "ARP" if self.version == 4 else "ND"
+
+    @property
+    def tunnel_mtu(self) -> int:
+        """What goes through a tunnel over Ethernet, in bytes: 1500 less the outer header."""
+        return 1480 if self.version == 4 else 1460
 
     def node(self, name: str) -> Node:
         """The node `name`; `KeyError` if the lab has none."""
@@ -108,8 +166,22 @@ class Plan:
 
     def rules(self) -> list[list[str]]:
         """The ipvsadm commands that set up the service, one after the other."""
-        add = [["-a", "-t", self.service, "-r", f"{s.address}:{s.port}", self.flag] for s in self.servers]
-        return [["-A", "-t", self.service, "-s", "rr"], *add]
+        return [["-A", *self.selector, "-s", *self.scheduler], *(self.joins(server) for server in self.servers)]
+
+    def joins(self, server: Server) -> list[str]:
+        """The ipvsadm command that adds `server`."""
+        return ["-a", *self.selector, "-r", place_of(server), self.flag]
+
+
+def endpoint(address: str, port: int) -> str:
+    """``address:port``, an IPv6 address in brackets; without a port if that is 0."""
+    host = f"[{address}]" if ":" in address else address
+    return f"{host}:{port}" if port else host
+
+
+def place_of(server: Server) -> str:
+    """RIP and port of a server."""
+    return endpoint(server.address, server.port)
 
 
 def network(lab: str, node: str) -> str:
@@ -127,6 +199,7 @@ def nat() -> Plan:
     numbers = {1: 100, 2: 101, 3: 102}
     return Plan(
         method="nat",
+        kind="nat",
         title="NAT: the director rewrites the addresses of every packet, both ways",
         flag="-m",
         vip="10.0.0.2",
@@ -159,6 +232,7 @@ def dr() -> Plan:
     vip = "192.168.56.200"
     return Plan(
         method="dr",
+        kind="dr",
         title="DR: the director changes MAC addresses only; the servers answer the client directly",
         flag="-g",
         vip=vip,
@@ -187,6 +261,7 @@ def tun() -> Plan:
     """Client, director and servers in three networks round a router; the director tunnels, the servers answer directly."""
     return Plan(
         method="tun",
+        kind="tun",
         title="TUN: the director wraps each packet for its server; the servers answer the client directly",
         flag="-i",
         vip="192.168.56.200",
@@ -224,7 +299,149 @@ def tun() -> Plan:
     )
 
 
-PLANS: dict[str, Callable[[], Plan]] = {"nat": nat, "dr": dr, "tun": tun}
+def six(address: str) -> str:
+    """The IPv6 address of the same place: 192.168.56.118/24 is 2001:db8:56::118/64, a /32 a /128; 10.0.0.x is 2001:db8::x."""
+    host, _, length = address.partition("/")
+    first, _, subnet, last = host.split(".")
+    text = f"2001:db8:{'' if first == '10' else subnet + ':'}:{last}"
+    return text + {"": "", "24": "/64", "32": "/128"}[length]
+
+
+def _six(plan: Plan, notes: tuple[str, ...]) -> Plan:
+    """The same lab in IPv6."""
+    nodes = tuple(
+        replace(
+            node,
+            interfaces=tuple(replace(end, addresses=tuple(map(six, end.addresses))) for end in node.interfaces),
+            routes={"::/0" if prefix == "default" else six(prefix): six(via) for prefix, via in node.routes.items()},
+            sysctls={**QUIET6, **(FORWARD6 if "net.ipv4.ip_forward" in node.sysctls else {})},
+            local=tuple(map(six, node.local)),
+        )
+        for node in plan.nodes
+    )
+    return replace(
+        plan,
+        kind=f"{plan.method}6",
+        title=plan.title.replace(":", " over IPv6:", 1),
+        vip=six(plan.vip),
+        client=six(plan.client),
+        dip=six(plan.dip),
+        servers=tuple(replace(server, address=six(server.address)) for server in plan.servers),
+        nodes=nodes,
+        notes=notes,
+    )
+
+
+def nat6() -> Plan:
+    """`nat` over IPv6."""
+    notes = (
+        "the servers' default gateway is the director; its forwarding is 1",
+        "the service's port 80 is mapped to the servers' port 8080",
+    )
+    return _six(nat(), notes)
+
+
+def dr6() -> Plan:
+    """`dr` over IPv6."""
+    notes = (
+        "the VIP is on every server's lo, where no neighbour solicitation reaches it: IPv6 has no ARP problem",
+        "the director has one interface, no address of the VIP, and forwarding=1",
+    )
+    return _six(dr(), notes)
+
+
+def tun6() -> Plan:
+    """`tun` over IPv6."""
+    notes = ("the servers are in another network; `pylvs rs tun` unwraps there, the VIP is on its TUN device",)
+    return _six(tun(), notes)
+
+
+def _many(kind: str, title: str, notes: tuple[str, ...], **rest: object) -> Plan:
+    """The NAT lab, with a client that stands for all of `CLIENTS`."""
+    plan = nat()
+    client, director, *servers = plan.nodes
+    # the kernel takes every address of loopback's prefixes for its own
+    client = replace(client, local=(CLIENTS.replace(".0.0/", ".0.1/"),))
+    director = replace(director, routes={CLIENTS: plan.client})
+    note = f"the client stands for all of {CLIENTS}; the director reaches them through it"
+    return replace(
+        plan,
+        kind=kind,
+        title=title,
+        notes=(note, *notes),
+        nodes=(client, director, *servers),
+        clients=CLIENTS,
+        **rest,  # type: ignore[arg-type]
+    )
+
+
+def persist() -> Plan:
+    """A persistent service: networks of clients stay with their server."""
+    return _many(
+        "persist",
+        "Persistence: the connections of a client, or of a whole network, stay with one server",
+        ("forwarding is NAT, scheduling is rr: without persistence every connection would meet the next server",),
+        scheduler=("rr", "-p", "300", "-M", "255.255.255.0"),
+    )
+
+
+def hashing() -> Plan:
+    """Schedulers that need no memory: the client's address alone says which server it is."""
+    return _many(
+        "hash",
+        "Hashing: sh and mh send a client to the same server each time; who moves when a server goes?",
+        ("forwarding is NAT; every request is a connection of its own",),
+        scheduler=("sh",),
+    )
+
+
+def mark() -> Plan:
+    """One service of two ports by firewall mark."""
+    plan = _many(
+        "mark",
+        "Firewall mark: ports 80 and 443 are one service, so a client meets one server on both",
+        (
+            "marks are given by the director itself: packet sockets see frames before netfilter does",
+            "the VIP is an address of the director, as with any firewall-mark service: a mark says which packets, not where",
+            "the servers speak plain HTTP on both ports: this is about ports, not about TLS",
+        ),
+        scheduler=("rr", "-p", "300"),
+        fwmark=1,
+        ports=(80, 443, 81),
+        daemon=("--mark", "1:tcp:10.0.0.2:80,443"),
+    )
+    client, director, *servers = plan.nodes
+    outside = replace(director.interfaces[0], addresses=(*director.interfaces[0].addresses, f"{plan.vip}/24"))
+    director = replace(director, interfaces=(outside, *director.interfaces[1:]))
+    return replace(
+        plan,
+        nodes=(client, director, *servers),
+        servers=tuple(replace(server, port=0) for server in plan.servers),
+    )
+
+
+def sctp() -> Plan:
+    """SCTP associations instead of TCP connections."""
+    return _many(
+        "sctp",
+        "SCTP: associations are balanced as connections are; their checksum is a CRC of the whole packet",
+        ("forwarding is NAT, port 80 to 8080; one-to-one sockets of the kernel's own SCTP on both ends",),
+        protocol="--sctp-service",
+    )
+
+
+PLANS: dict[str, Callable[[], Plan]] = {
+    "nat": nat,
+    "dr": dr,
+    "tun": tun,
+    "nat6": nat6,
+    "dr6": dr6,
+    "tun6": tun6,
+    "persist": persist,
+    "hash": hashing,
+    "mark": mark,
+    "sctp": sctp,
+}
 
 
 def wires(plan: Plan) -> dict[str, list[tuple[Node, Interface]]]:
@@ -299,14 +516,20 @@ def _configure(name: str, node: Node) -> None:
     namespace.set_sysctl(name, node.sysctls)
     with namespace.routes(name) as route:
         for address in node.local:
-            route.addr("add", index=1, address=address)
+            route.addr("add", index=1, address=address, **_at_once(address))
         for end in node.interfaces:
             index = route.link_lookup(ifname=end.name)[0]
             for address in end.addresses:
-                route.addr("add", index=index, address=address)
+                route.addr("add", index=index, address=address, **_at_once(address))
             route.link("set", index=index, state="up")
         for prefix, gateway in node.routes.items():
-            route.route("add", dst=prefix, gateway=gateway)
+            family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
+            route.route("add", family=family, dst=prefix, gateway=gateway)
+
+
+def _at_once(address: str) -> dict[str, int]:
+    """No waiting for duplicate address detection: nobody else is there."""
+    return {"flags": NODAD} if ipaddress.ip_interface(address).version == 6 else {}
 
 
 def _await_links(name: str, node: Node, check: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ from pylvs.lab.verdict import SYN, Case, Verdict, macs, resets
 def watch(plan: Plan, frames: Sequence[Frame]) -> list[Verdict]:
     """Verdicts on the signs (SYN, RST, ICMP, ARP) of a whole run, captured at the client and the servers."""
     clean = Case("in the whole run no reset, no redirect, no other ICMP error, and nobody else claims the VIP")
-    big = Case("the client is told the tunnel's MTU, 1480, when a packet is too big for it")
+    big = Case(f"the client is told the tunnel's MTU, {plan.tunnel_mtu}, when a packet is too big for it")
     told = 0
     for frame in frames:
         packet, arp = frame.ip, frame.arp
@@ -22,17 +22,17 @@ def watch(plan: Plan, frames: Sequence[Frame]) -> list[Verdict]:
             clean.need(not claims, f"seen: {frame.line(plan.owners)}")
         if packet is None or frame.direction != "in" or not (message := packet.icmp):
             continue
-        if plan.method == "tun" and (message.kind, message.code) == (3, 4):
+        if plan.method == "tun" and message.too_big:
             if frame.node == "client":  # elsewhere it is on its way
                 told += 1
-                big.need(message.mtu == 1480, f"seen: {frame.line(plan.owners)}")
+                big.need(message.mtu == plan.tunnel_mtu, f"seen: {frame.line(plan.owners)}")
                 big.evidence = big.evidence or [frame.line(plan.owners)]
         else:
             clean.need(False, f"seen: {frame.line(plan.owners)}")
     faults, own = resets(plan, frames)
     for frame in faults:
         clean.need(False, f"seen: {frame.line(plan.owners)}")
-    clean.evidence = [f"{len(frames)} frames with SYN, RST, ICMP or ARP looked at"]
+    clean.evidence = [f"{len(frames)} frames with SYN, RST, ICMP or {plan.resolution} looked at"]
     if own:
         clean.evidence.append(f"{own} late repeats in ended connections were refused by their own ends: a busy machine")
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6ND_NA, ICMPv6ND_NS, ICMPv6NDOptDstLLAddr, ICMPv6PacketTooBig, IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
@@ -70,6 +71,30 @@ def test_padding_of_short_frames_is_no_payload() -> None:
             ETHER / IP(src="10.0.0.2", dst="10.0.0.10") / ICMP(type=3, code=4, nexthopmtu=1480) / Raw(bytes(28)),
             "client eth0 out [client:eth0 > director:eth0] "
             "IP 10.0.0.2 > 10.0.0.10 ttl 64 ICMP fragmentation needed, MTU 1480",
+        ),
+        (
+            ETHER / IPv6(src="2001:db8::10", dst="ff02::1:ff00:2") / ICMPv6ND_NS(tgt="2001:db8::2"),
+            "client eth0 out [client:eth0 > director:eth0] ND who has 2001:db8::2? tell 2001:db8::10",
+        ),
+        (
+            ETHER
+            / IPv6(src="2001:db8::2", dst="2001:db8::10")
+            / ICMPv6ND_NA(tgt="2001:db8::2")
+            / ICMPv6NDOptDstLLAddr(lladdr="02:00:00:00:00:d0"),
+            "client eth0 out [client:eth0 > director:eth0] ND 2001:db8::2 is at 02:00:00:00:00:d0",
+        ),
+        (
+            ETHER / IPv6(src="2001:db8::2", dst="2001:db8::10", hlim=63) / ICMPv6PacketTooBig(mtu=1460),
+            "client eth0 out [client:eth0 > director:eth0] "
+            "IP6 2001:db8::2 > 2001:db8::10 hlim 63 ICMPv6 packet too big, MTU 1460",
+        ),
+        (
+            ETHER
+            / IPv6(src="2001:db8:1::1", dst="2001:db8:1::2", hlim=61)
+            / IPv6(src="2001:db8::10", dst="2001:db8::2")
+            / TCP(sport=40080, dport=80, seq=9, flags="S"),
+            "client eth0 out [client:eth0 > director:eth0] IP6 2001:db8:1::1 > 2001:db8:1::2 hlim 61 proto 41 "
+            "{IP6 2001:db8::10 > 2001:db8::2 hlim 64 TCP 40080 > 80 [S] seq 9}",
         ),
         (
             ETHER / IP(src="1.1.1.1", dst="2.2.2.2", ttl=61) / SEGMENT,

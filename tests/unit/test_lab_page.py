@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pylvs.lab import page
-from pylvs.lab.run import Result
+from pylvs.lab import many, page
+from pylvs.lab.result import Result
 from pylvs.lab.topology import PLANS
 from pylvs.lab.verdict import Verdict
 
@@ -51,11 +51,12 @@ def result() -> Callable[[str], Result]:
         plan = PLANS[method]()
         return Result(
             name=method,
-            method=method,
+            method=plan.method,
+            kind=plan.kind,
             title=plan.title,
             vip=plan.vip,
             port=plan.port,
-            client=plan.client,
+            client=plan.clients or plan.client,
             director=plan.dip,
             servers=[{"name": s.name, "address": s.address, "port": s.port} for s in plan.servers],
             notes=list(plan.notes),
@@ -73,9 +74,9 @@ def test_the_picture_is_square_and_has_the_addresses(method: str, result: Callab
     plan = PLANS[method]()
     lines = page.picture(result(method))
     drawn = [line for line in lines if line.startswith(("  +", "  |"))]
-    assert len({len(line) for line in drawn[1:-1]}) <= 2 and max(map(len, lines)) <= 110
+    assert len({len(line) for line in drawn[1:-1]}) <= 2 and max(map(len, lines)) <= (110 if plan.version == 4 else 120)
     text = "\n".join(lines)
-    for address in (plan.client, plan.vip, plan.dip, *(server.address for server in plan.servers)):
+    for address in (plan.clients or plan.client, plan.vip, plan.dip, *(server.address for server in plan.servers)):
         assert address in text
     assert text.isascii()
 
@@ -90,6 +91,19 @@ def test_a_good_page(result: Callable[[str], Result]) -> None:
     assert "download    rs2         50    0.50    100.0  ✔ identical" in text
     assert "✔ one thing holds\n      seen so" in text
     assert text.endswith("✔ dr: 1 of 1 verdicts hold, 3.2 s")
+
+
+def test_who_moved(result: Callable[[str], Result]) -> None:
+    hashed = result("hash")
+    hashed.figures = [many.figures("mh", "rs3", {"a": "rs3", "b": "rs1", "c": "rs2"}, {"a": "rs1", "b": "rs1", "c": "rs1"})]
+    text = page.Page().lab(hashed)
+    assert "mh                 3      rs3        1      1       2      1  " + "█" * 15 + "░" * 15 + "  50.0%" in text
+
+
+def test_a_lab_that_this_machine_cannot_run(result: Callable[[str], Result]) -> None:
+    skipped = result("sctp")
+    skipped.skipped = "this kernel has no SCTP sockets"
+    assert page.Page().lab(skipped).endswith("- sctp: not run: this kernel has no SCTP sockets")
 
 
 def test_a_bad_page(result: Callable[[str], Result]) -> None:

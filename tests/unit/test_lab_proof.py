@@ -7,6 +7,16 @@ from dataclasses import replace
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6ND_NA,
+    ICMPv6ND_NS,
+    ICMPv6ND_Redirect,
+    ICMPv6NDOptDstLLAddr,
+    ICMPv6NDOptSrcLLAddr,
+    ICMPv6PacketTooBig,
+    IPv6,
+)
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
@@ -18,6 +28,36 @@ from pylvs.lab.verdict import Verdict
 
 PORT = 40080
 Frames = list[Frame]
+FORWARDING = ("nat", "dr", "tun", "nat6", "dr6", "tun6")
+
+
+def ip(plan: Plan, src: str, dst: str, ttl: int = 64, **rest: object) -> IP | IPv6:
+    """An IP header of the lab's family."""
+    return IP(src=src, dst=dst, ttl=ttl, **rest) if plan.version == 4 else IPv6(src=src, dst=dst, hlim=ttl)
+
+
+def question(plan: Plan, mac: str, sender: str) -> object:
+    """The VIP is asked for."""
+    if plan.version == 4:
+        return ARP(op=1, hwsrc=mac, psrc=sender, pdst=plan.vip)
+    return IPv6(src=sender, dst="ff02::1:ff00:200") / ICMPv6ND_NS(tgt=plan.vip) / ICMPv6NDOptSrcLLAddr(lladdr=mac)
+
+
+def told(plan: Plan, mac: str, asker: str) -> object:
+    """The answer that the VIP is at `mac`."""
+    if plan.version == 4:
+        return ARP(op=2, hwsrc=mac, psrc=plan.vip, pdst=asker)
+    return IPv6(src=plan.vip, dst=asker) / ICMPv6ND_NA(tgt=plan.vip, S=1) / ICMPv6NDOptDstLLAddr(lladdr=mac)
+
+
+def aged(packet: IP | IPv6, hops: int) -> IP | IPv6:
+    """A copy that has come over so many hops."""
+    got = packet.copy()
+    if IP in got:
+        got.ttl -= hops
+    else:
+        got.hlim -= hops
+    return got
 
 
 def conversation(plan: Plan) -> Frames:
@@ -35,18 +75,15 @@ def conversation(plan: Plan) -> Frames:
     asks = plan.node(plan.asks)
     wire = asks.interfaces[1] if plan.asks == "router" else asks.interfaces[0]
     asker = wire.addresses[0].split("/")[0]
-    question = ARP(op=1, hwsrc=wire.mac, psrc=asker, pdst=plan.vip)
-    seen(plan.asks, wire.name, "out", wire.mac, "ff:ff:ff:ff:ff:ff", question)
-    answer = ARP(op=2, hwsrc=first["director"], psrc=plan.vip, hwdst=wire.mac, pdst=asker)
-    seen(plan.asks, wire.name, "in", first["director"], wire.mac, answer)
+    seen(plan.asks, wire.name, "out", wire.mac, "ff:ff:ff:ff:ff:ff", question(plan, wire.mac, asker))
+    seen(plan.asks, wire.name, "in", first["director"], wire.mac, told(plan, first["director"], asker))
 
     def request(number: int, flags: str, payload: bytes = b"") -> None:
         body = TCP(sport=PORT, dport=plan.port, seq=number, ack=500, flags=flags) / Raw(payload)
-        sent = IP(src=plan.client, dst=plan.vip, ttl=64, id=number, flags="DF") / body
+        sent = ip(plan, plan.client, plan.vip, id=number, flags="DF") / body
         towards = "router" if plan.method == "tun" else "director"
         seen("client", "eth0", "out", first["client"], first[towards], sent)
-        got = sent.copy()
-        got.ttl -= plan.hops
+        got = aged(sent, plan.hops)
         if plan.method == "nat":
             got.dst, got[TCP].dport = rs1.address, rs1.port
             seen("director", "eth0", "in", first["client"], first["director"], sent)
@@ -55,16 +92,15 @@ def conversation(plan: Plan) -> Frames:
             seen("director", "eth0", "in", first["client"], first["director"], sent)
             seen("rs1", "eth0", "in", first["director"], first["rs1"], got)
         else:
-            seen("rs1", "eth0", "in", router, first["rs1"], IP(src=plan.dip, dst=rs1.address, ttl=61) / got)
+            seen("rs1", "eth0", "in", router, first["rs1"], ip(plan, plan.dip, rs1.address, 61) / got)
 
     def respond(number: int, flags: str, payload: bytes = b"") -> None:
         source, port = (rs1.address, rs1.port) if plan.method == "nat" else (plan.vip, plan.port)
         body = TCP(sport=port, dport=PORT, seq=number, ack=100, flags=flags) / Raw(payload)
-        sent = IP(src=source, dst=plan.client, ttl=64, id=number, flags="DF") / body
+        sent = ip(plan, source, plan.client, id=number, flags="DF") / body
         towards = {"nat": inner["director"], "dr": first["client"], "tun": router}[plan.method]
         seen("rs1", "eth0", "out", first["rs1"], towards, sent)
-        got = sent.copy()
-        got.ttl -= plan.hops - 1 if plan.method != "nat" else 1
+        got = aged(sent, plan.hops - 1 if plan.method != "nat" else 1)
         by = {"nat": first["director"], "dr": first["rs1"], "tun": first.get("router", "")}[plan.method]
         if plan.method == "nat":
             seen("director", "eth1", "in", first["rs1"], inner["director"], sent)
@@ -89,16 +125,16 @@ def broken(verdicts: list[Verdict]) -> str:
     return "\n".join(fault for verdict in verdicts if not verdict.ok for fault in (verdict.claim, *verdict.faults))
 
 
-@pytest.mark.parametrize("method", PLANS)
+@pytest.mark.parametrize("method", FORWARDING)
 def test_a_right_conversation_holds(method: str) -> None:
     plan = PLANS[method]()
     verdicts = judge(plan, conversation(plan))
     assert not broken(verdicts)
-    assert len(verdicts) == {"nat": 6, "dr": 5, "tun": 5}[method]
+    assert len(verdicts) == {"nat": 6, "dr": 5, "tun": 5}[plan.method]
     assert all(verdict.evidence for verdict in verdicts)
 
 
-@pytest.mark.parametrize("method", PLANS)
+@pytest.mark.parametrize("method", FORWARDING)
 def test_nothing_captured_proves_nothing(method: str) -> None:
     assert not any(verdict.ok for verdict in judge(PLANS[method](), []))
 
@@ -115,7 +151,7 @@ def edited(frames: Frames, node: str, direction: str, edit: Edit, *, only: str =
             changed = edit(ether)
             if changed is None:
                 continue
-            for layer in (IP, TCP):  # right checksums for what was changed
+            for layer in (IP, TCP) if IP in changed else (TCP,):  # right checksums for what was changed
                 inside: object = changed
                 while isinstance(inside := inside.getlayer(layer) if inside else None, layer):  # type: ignore[attr-defined]
                     del inside.chksum  # type: ignore[attr-defined]
@@ -174,6 +210,13 @@ def spoil(at: int) -> Callable[[Frames, str], Frames]:
         ("nat", "client", lambda ether: None, "0 reached the client"),
         ("tun", "rs1", put(IP, ttl=63), "TTL went from 64 to 63"),
         ("tun", "rs1", put(IP, dst="10.9.9.9"), "the packet inside is for 10.9.9.9"),
+        ("dr6", "rs1", put(IPv6, hlim=64), "hop limit went from 64 to 64"),
+        ("dr6", "rs1", put(IPv6, fl=7), "version, traffic class and flow label changed"),
+        ("dr6", "rs1", put(IPv6, dst="2001:db8:56::101"), "not for the VIP"),
+        ("nat6", "rs1", put(TCP, dport=80), "arrived for [2001:db8:10::100]:80"),
+        ("nat6", "client", put(IPv6, src="2001:db8:10::100"), "a packet with 2001:db8:10::100"),
+        ("tun6", "rs1", put(IPv6, hlim=63), "hop limit went from 64 to 63"),
+        ("tun6", "rs1", put(IPv6, dst="2001:db8::9"), "the packet inside is for 2001:db8::9"),
         ("tun", "rs1", put(TCP, flags="SEC"), "did not arrive as they were sent"),
     ],
 )
@@ -184,28 +227,30 @@ def test_what_arrives_wrong_is_found(method: str, node: str, edit: Edit, says: s
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("method", "fields", "says"),
     [
-        ({"src": "10.0.0.10"}, "the outer header is 10.0.0.10"),
-        ({"dst": "192.168.57.102"}, "> 192.168.57.102"),
+        ("tun", {"src": "10.0.0.10"}, "the outer header is 10.0.0.10"),
+        ("tun", {"dst": "192.168.57.102"}, "> 192.168.57.102"),
+        ("tun6", {"src": "2001:db8::10"}, "the outer header is 2001:db8::10"),
     ],
 )
-def test_a_wrong_outer_header_is_found(fields: dict[str, str], says: str) -> None:
-    plan = PLANS["tun"]()
+def test_a_wrong_outer_header_is_found(method: str, fields: dict[str, str], says: str) -> None:
+    plan = PLANS[method]()
 
     def edit(ether: Ether) -> Ether:
         for name, value in fields.items():
-            setattr(ether[IP], name, value)
+            setattr(ether.payload, name, value)
         return ether
 
     assert says in broken(judge(plan, edited(conversation(plan), "rs1", "in", edit)))
 
 
-def test_a_request_that_arrives_unwrapped_is_found() -> None:
-    plan = PLANS["tun"]()
+@pytest.mark.parametrize("method", ["tun", "tun6"])
+def test_a_request_that_arrives_unwrapped_is_found(method: str) -> None:
+    plan = PLANS[method]()
 
     def edit(ether: Ether) -> Ether:
-        return Ether(src=ether.src, dst=ether.dst) / ether.getlayer(IP, 2)
+        return Ether(src=ether.src, dst=ether.dst) / ether.payload.payload
 
     assert "not in a tunnel" in broken(judge(plan, edited(conversation(plan), "rs1", "in", edit)))
 
@@ -229,12 +274,12 @@ def test_answers_through_the_director_are_found(method: str) -> None:
     assert "answers were seen at the director" in broken(judge(plan, frames + detour))
 
 
-@pytest.mark.parametrize("method", PLANS)
+@pytest.mark.parametrize("method", FORWARDING)
 @pytest.mark.parametrize("node", ["client", "rs1"])
 def test_duplicates_are_found(method: str, node: str) -> None:
     plan = PLANS[method]()
     frames = conversation(plan)
-    twice = next(f for f in frames if (f.node, f.direction) == (node, "in") and f.ip)
+    twice = next(f for f in frames if (f.node, f.direction) == (node, "in") and f.ip and not f.arp)
     assert f"1 packets were seen twice at {node}" in broken(judge(plan, [*frames, twice]))
 
 
@@ -243,29 +288,31 @@ def extra(plan: Plan, packet: object, node: str = "client", direction: str = "in
     return Frame(node, "eth0", direction, 99.0, data)
 
 
-@pytest.mark.parametrize("method", PLANS)
+@pytest.mark.parametrize("method", FORWARDING)
 @pytest.mark.parametrize("kind", ["reset", "redirect", "unreachable"])
 def test_what_the_host_adds_is_found(method: str, kind: str) -> None:
     plan = PLANS[method]()
-    packet = {
-        "reset": IP(src=plan.vip, dst=plan.client) / TCP(sport=80, dport=PORT, flags="R"),
-        "redirect": IP(src=plan.dip, dst=plan.client) / ICMP(type=5, code=1),
-        "unreachable": IP(src=plan.dip, dst=plan.client) / ICMP(type=3, code=3),
+    four = plan.version == 4
+    what = {
+        "reset": TCP(sport=80, dport=PORT, flags="R"),
+        "redirect": ICMP(type=5, code=1) if four else ICMPv6ND_Redirect(tgt=plan.vip, dst=plan.vip),
+        "unreachable": ICMP(type=3, code=3) if four else ICMPv6DestUnreach(code=4),
     }[kind]
+    packet = ip(plan, plan.vip if kind == "reset" else plan.dip, plan.client) / what
     frame = extra(plan, packet)
     assert "seen: client eth0 in" in broken(judge(plan, [*conversation(plan), frame]))
     assert "seen: client eth0 in" in broken(watch.watch(plan, [*signs(plan), frame]))
 
 
-@pytest.mark.parametrize("method", PLANS)
+@pytest.mark.parametrize("method", FORWARDING)
 def test_another_claim_to_the_vip_is_found(method: str) -> None:
     plan = PLANS[method]()
-    claim = ARP(op=2, hwsrc="02:00:00:00:01:02", psrc=plan.vip, pdst=plan.client)
+    claim = told(plan, "02:00:00:00:01:02", plan.client)
     data = bytes(Ether(src="02:00:00:00:01:02", dst="02:00:00:00:00:01") / claim)
     frames = [*conversation(plan), Frame(plan.asks, "eth0", "in", 99.0, data)]
     faults = broken(judge(plan, frames))
     assert "2 answers to 1 questions" in faults and "rs2:eth0 claims the VIP" in faults
-    assert "ARP" in broken(watch.watch(plan, [*signs(plan), frames[-1]]))
+    assert plan.resolution in broken(watch.watch(plan, [*signs(plan), frames[-1]]))
 
 
 # ------------------------------------------------------------------------------------------------- the run as a whole
@@ -273,24 +320,26 @@ def test_another_claim_to_the_vip_is_found(method: str) -> None:
 
 def signs(plan: Plan, answers: int = 1) -> Frames:
     """One connection opened at the client, answered `answers` times; and the tunnel's MTU told, where there is one."""
-    syn = IP(src=plan.client, dst=plan.vip) / TCP(sport=1000, dport=80, seq=7, flags="S")
-    answer = IP(src=plan.vip, dst=plan.client) / TCP(sport=80, dport=1000, seq=1, ack=8, flags="SA")
+    syn = ip(plan, plan.client, plan.vip) / TCP(sport=1000, dport=80, seq=7, flags="S")
+    answer = ip(plan, plan.vip, plan.client) / TCP(sport=80, dport=1000, seq=1, ack=8, flags="SA")
     frames = [extra(plan, syn, direction="out"), *(extra(plan, answer) for _ in range(answers))]
     if plan.method == "tun":
-        frames.append(extra(plan, too_big(plan, 1480)))
+        frames.append(extra(plan, too_big(plan, plan.tunnel_mtu)))
     return frames
 
 
-def too_big(plan: Plan, mtu: int) -> IP:
+def too_big(plan: Plan, mtu: int) -> IP | IPv6:
+    if plan.version == 6:
+        return ip(plan, plan.vip, plan.client) / ICMPv6PacketTooBig(mtu=mtu) / Raw(bytes(48))
     return IP(src=plan.vip, dst=plan.client) / ICMP(type=3, code=4, nexthopmtu=mtu) / Raw(bytes(28))
 
 
-@pytest.mark.parametrize("method", PLANS)
+@pytest.mark.parametrize("method", FORWARDING)
 def test_a_quiet_run_holds(method: str) -> None:
     plan = PLANS[method]()
     assert not broken(watch.watch(plan, signs(plan)))
     flooded = extra(
-        plan, IP(src=plan.vip, dst=plan.client) / TCP(sport=80, dport=1000, ack=8, flags="SA"), direction="by"
+        plan, ip(plan, plan.vip, plan.client) / TCP(sport=80, dport=1000, ack=8, flags="SA"), direction="by"
     )
     assert not broken(watch.watch(plan, [*signs(plan), flooded]))  # what a switch floods was sent to somebody else
 
@@ -318,13 +367,13 @@ def test_what_a_busy_machine_repeats_is_no_fault() -> None:
     assert "seen: rs1 eth0 in" in broken(watch.watch(plan, [*signs(plan), *late[1:]]))
 
 
-@pytest.mark.parametrize("method", PLANS)
+@pytest.mark.parametrize("method", FORWARDING)
 def test_a_server_may_refuse_only_what_it_was_given(method: str) -> None:
     plan = PLANS[method]()
-    source, port = (plan.servers[0].address, 8080) if method == "nat" else (plan.vip, 80)
-    accept = IP(src=source, dst=plan.client) / TCP(sport=port, dport=1000, flags="SA")
-    refuse = IP(src=source, dst=plan.client) / TCP(sport=port, dport=1000, flags="R")
-    arrives = IP(src=plan.vip, dst=plan.client) / TCP(sport=80, dport=1000, flags="R")
+    source, port = (plan.servers[0].address, 8080) if plan.method == "nat" else (plan.vip, 80)
+    accept = ip(plan, source, plan.client) / TCP(sport=port, dport=1000, flags="SA")
+    refuse = ip(plan, source, plan.client) / TCP(sport=port, dport=1000, flags="R")
+    arrives = ip(plan, plan.vip, plan.client) / TCP(sport=80, dport=1000, flags="R")
     late = [extra(plan, accept, "rs1", "out"), extra(plan, refuse, "rs1", "out"), extra(plan, arrives)]
     assert not broken(watch.watch(plan, [*signs(plan), *late]))
     faults = broken(watch.watch(plan, [*signs(plan), late[0], extra(plan, refuse, "rs2", "out"), late[2]]))
@@ -337,11 +386,13 @@ def test_an_answer_that_is_not_rewritten_is_found() -> None:
     assert "192.168.10.100 answered" in broken(watch.watch(plan, [*signs(plan), extra(plan, answer)]))
 
 
-def test_the_tunnels_mtu() -> None:
-    plan = PLANS["tun"]()
+@pytest.mark.parametrize("method", ["tun", "tun6"])
+def test_the_tunnels_mtu(method: str) -> None:
+    plan = PLANS[method]()
     assert "MTU 1500" in broken(watch.watch(plan, [*signs(plan), extra(plan, too_big(plan, 1500))]))
     assert "no such message" in broken(watch.watch(plan, signs(plan)[:-1]))
-    assert "fragmentation needed" in broken(watch.watch(PLANS["dr"](), [extra(plan, too_big(plan, 1480))]))
+    says = "fragmentation needed" if plan.version == 4 else "packet too big"
+    assert says in broken(watch.watch(PLANS["dr"](), [extra(plan, too_big(plan, 1480))]))
 
 
 DUE = {"rs1": 100.0, "rs2": 100.0, "rs3": 100.0}

@@ -45,6 +45,9 @@ def test_gateways_are_on_the_node_s_own_network(plan: Plan) -> None:
 
 def test_the_vip_is_not_the_director_s(plan: Plan) -> None:
     director = plan.node("director")
+    if plan.fwmark:  # a mark says which packets are the service's, not whose the address is
+        assert plan.vip in {address.split("/")[0] for end in director.interfaces for address in end.addresses}
+        return
     assert plan.vip not in {address.split("/")[0] for end in director.interfaces for address in end.addresses}
     assert plan.dip in {address.split("/")[0] for end in director.interfaces for address in end.addresses}
 
@@ -53,12 +56,13 @@ def test_three_servers_that_are_nodes(plan: Plan) -> None:
     assert [server.name for server in plan.servers] == ["rs1", "rs2", "rs3"]
     for server in plan.servers:
         (end,) = plan.node(server.name).interfaces
-        assert end.addresses == (f"{server.address}/24",)
+        assert end.addresses == (f"{server.address}/{24 if plan.version == 4 else 64}",)
 
 
 def test_names_of_namespaces_and_interfaces_fit(plan: Plan) -> None:
-    names = topology.networks(plan, plan.method)
-    assert f"pylvs-{plan.method}-client" in names and f"pylvs-{plan.method}-rs3" in names
+    names = topology.networks(plan, plan.kind)
+    assert PLANS[plan.kind]() == plan
+    assert f"pylvs-{plan.kind}-client" in names and f"pylvs-{plan.kind}-rs3" in names
     assert len(set(names)) == len(names)
     assert all(len(node.name) <= 15 and len(end.name) <= 15 for node in plan.nodes for end in node.interfaces)
 
@@ -72,6 +76,30 @@ def test_rules() -> None:
     ]
     assert topology.dr().rules()[1][-1] == "-g"
     assert topology.tun().rules()[1][-1] == "-i"
+    assert [" ".join(rule) for rule in topology.nat6().rules()[:2]] == [
+        "-A -t [2001:db8::2]:80 -s rr",
+        "-a -t [2001:db8::2]:80 -r [2001:db8:10::100]:8080 -m",
+    ]
+    assert [" ".join(rule) for rule in topology.mark().rules()[:2]] == [
+        "-A -f 1 -s rr -p 300",
+        "-a -f 1 -r 192.168.10.100 -m",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("four", "six"),
+    [
+        ("192.168.56.118/24", "2001:db8:56::118/64"),
+        ("192.168.56.200/32", "2001:db8:56::200/128"),
+        ("10.0.0.2", "2001:db8::2"),
+    ],
+)
+def test_the_same_place_in_ipv6(four: str, six: str) -> None:
+    assert topology.six(four) == six
+
+
+def test_every_lab_has_its_name_on_the_command_line() -> None:
+    assert tuple(PLANS) == lab.LABS and set(lab.METHODS) <= set(PLANS)
 
 
 def test_owners_of_mac_addresses() -> None:
@@ -95,7 +123,8 @@ def parse(*argv: str) -> argparse.Namespace:
 
 def test_the_command_line() -> None:
     args = parse("lab", "run", "all", "--requests", "400", "--json")
-    assert (args.action, args.method, args.requests, args.bytes, args.json) == ("run", "all", 400, 50_000_000, True)
+    assert (args.action, args.method, args.requests, args.bytes, args.json) == ("run", ["all"], 400, 50_000_000, True)
+    assert parse("lab", "run", "dr6", "hash").method == ["dr6", "hash"]
     args = parse("lab", "exec", "nat", "client", "--", "curl", "-s", "http://10.0.0.2/")
     assert (args.name, args.node, args.command[-3:]) == ("nat", "client", ["curl", "-s", "http://10.0.0.2/"])
     assert parse("lab", "down", "--all").all

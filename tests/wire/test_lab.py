@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP, fragment
-from scapy.layers.inet6 import IPv6
+from scapy.layers.inet6 import ICMPv6ND_NS, IPv6
 from scapy.packet import Raw
 
-from pylvs.lab import life, namespace, process, record, topology
+from pylvs.lab import life, namespace, process, record, sctp, topology
 from pylvs.lab.capture import SIGNS, Capture, Tap
 from pylvs.lab.packet import Frame
 from pylvs.lab.process import Failed, Stop
@@ -78,9 +78,12 @@ def test_networks_are_built_and_removed(method: str, name: str) -> None:
                 interfaces = {found for _, found in socket.if_nameindex()}
             assert interfaces == {"lo", *(end.name for end in node.interfaces)}
         # every server reaches the client by the way that its answers are to take; in NAT only the director knows both
-        node, address = ("director", "10.0.0.1") if method == "nat" else ("client", plan.client)
+        node, address = ("client", plan.client)
+        if plan.method == "nat":
+            node, address = "director", "10.0.0.1" if plan.version == 4 else "2001:db8::1"
         with namespace.inside(network(name, node)):
-            listener = socket.create_server((address, 5001))
+            family = socket.AF_INET if plan.version == 4 else socket.AF_INET6
+            listener = socket.create_server((address, 5001), family=family)
         with listener:
             for server in plan.servers:
                 with namespace.inside(network(name, server.name)):
@@ -131,8 +134,13 @@ def test_the_filter_lets_only_signs_through(name: str) -> None:
                 packets += [IP(dst=plan.vip, options=b"\x01\x01\x01\x00") / TCP(flags="R"), IP(dst=plan.vip) / UDP()]
                 for packet in packets:
                     sender.send(bytes.fromhex("0200000000d00200000000010800") + bytes(packet))
-            seen = [frame.ip.tcp.marks for frame in capture.drain() if frame.ip and frame.ip.tcp]
-        assert seen == ["S", "R", "R.", "S.", "R"]
+                six = [
+                    IPv6(dst="2001:db8::1") / TCP(flags=flags) / Raw(b"x") for flags in ("S", "A", "PA", "R", "FA", "SA")
+                ]
+                for packet in [*six, IPv6(src="::1") / ICMPv6ND_NS(tgt="2001:db8::1"), IPv6() / UDP()]:
+                    sender.send(bytes.fromhex("0200000000d002000000000186dd") + bytes(packet))
+            seen = [str(frame.arp) if frame.arp else frame.ip.tcp.marks for frame in capture.drain() if frame.ip]
+        assert seen == ["S", "R", "R.", "S.", "R", "S", "R", "S.", "ND who has 2001:db8::1? tell ::1"]
     finally:
         for item in topology.networks(plan, name):
             namespace.remove(item)
@@ -236,7 +244,7 @@ def test_the_device_goes_with_its_process(tunnel: life.Lab) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", PLANS)
+@pytest.mark.parametrize("method", ("nat", "dr", "tun", "nat6", "dr6", "tun6"))
 def test_a_run_holds_every_verdict(method: str, name: str) -> None:
     ended = pylvs("lab", "run", method, "--name", name, "--requests", "60", "--bytes", "5000000", "--json")
     assert ended.returncode == 0, ended.stderr + ended.stdout
@@ -246,6 +254,34 @@ def test_a_run_holds_every_verdict(method: str, name: str) -> None:
     assert [phase["servers"] for phase in lab["phases"][:2]] == [{"rs1": 20, "rs2": 20, "rs3": 20}] * 2
     assert [(t["kind"], t["ok"]) for t in lab["transfers"]] == [("download", True), ("upload", True)]
     assert len(lab["verdicts"]) >= 15 and all(verdict["ok"] for verdict in lab["verdicts"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("persist", "hash", "mark", "sctp"))
+def test_a_run_with_many_clients_holds_every_verdict(kind: str, name: str) -> None:
+    ended = pylvs("lab", "run", kind, "--name", name, "--requests", "96", "--json")
+    document = json.loads(ended.stdout)
+    (lab,) = document["labs"]
+    if kind == "sctp" and (why := sctp.missing()):
+        assert ended.returncode == 1 and lab["skipped"] == why and not document["ok"]
+        return
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert document["ok"] and lab["ok"] and all(verdict["ok"] for verdict in lab["verdicts"])
+    if kind == "hash":
+        sh, mh = lab["figures"]
+        assert sh["own_moved"] == sh["own"] > 0 and mh["own_moved"] == mh["own"] > 0
+        assert mh["others_moved"] < sh["others_moved"]
+
+
+@pytest.mark.slow
+def test_a_mark_without_guard_is_answered_by_the_host_too(name: str, stop: Stop) -> None:
+    """What the mark lab proves of the guard: without it the host, whose address the VIP is, resets the clients."""
+    from pylvs.lab import page, run
+
+    plan = replace(PLANS["mark"](), daemon=(*PLANS["mark"]().daemon, "--no-guard"))
+    with open(os.devnull, "w") as nothing:
+        result = run.run(plan, name, run.Options(requests=12, size=0), page.Progress("t", nothing), stop)
+    assert not result.ok
 
 
 @pytest.mark.slow
