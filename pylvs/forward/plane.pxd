@@ -121,7 +121,7 @@ cdef struct Plane:
 cdef inline uint8_t* scratch(Plane* plane, uint32_t size) noexcept nogil:
     """`size` bytes of the arena with HEADROOM in front.
 
-    Every frame starts with a reserve. What still does not fit goes to a spill at the arena's end, from which nothing is sent.
+    Every frame starts with a reserve. What still does not fit goes to a spill at the end, from which nothing is sent.
     """
     cdef uint8_t* p = plane.arena + plane.arena_used + HEADROOM
     if unlikely(plane.arena_used + size + HEADROOM + 64 > ARENA_SIZE):
