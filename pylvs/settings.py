@@ -49,7 +49,17 @@ TABLE: dict[str, Range] = {
     "sloppy_tcp": Range(0, -INT, INT),
     "snat_reroute": Range(1, -INT, INT),
 }
-EFFECTIVE = frozenset({"conn_reuse_mode", "expire_nodest_conn", "expire_quiescent_template", "nat_icmp_send", "pmtu_disc", "sloppy_tcp"})
+EFFECTIVE = frozenset(
+    {
+        "conn_reuse_mode",
+        "expire_nodest_conn",
+        "expire_quiescent_template",
+        "ip_vs_ftp",
+        "nat_icmp_send",
+        "pmtu_disc",
+        "sloppy_tcp",
+    }
+)
 
 
 class Settings(MutableMapping[str, int]):

@@ -43,6 +43,7 @@ cdef enum DropReason:
     TX_FULL  # the egress socket took no more
     ICMP_LIMITED  # an ICMP error of our own was due, but too many were sent lately
     MARTIAN  # a source address that no client can have: ours, loopback, multicast, unspecified
+    NO_CALL_ID  # no Call-ID, where the persistence engine sip needs one
     LAST_REASON
 
 

@@ -70,6 +70,7 @@ cdef struct Settings:
     uint32_t nat_icmp_send
     uint32_t pmtu_disc
     uint32_t expire_quiescent_template
+    uint32_t ip_vs_ftp
 
 
 cdef struct Plane:
