@@ -133,8 +133,8 @@ cdef class Snapshot:
     """A compiled configuration. `services` is a list of (protocol number, family, address16, port, slot, one_packet,
     mark, persistent ms, mask16, pick, entries, engine), where `pick` is (kind, cost, rule, step, top, epoch, fresh,
     level), `engine` whether templates are by Call-ID, and `entries` a list of (slot, weight, method, family, port,
-    address16) in list order; a firewall-mark service has protocol 0 and `mark_key` as its address. `marks` is a list of (mark, family, protocol, low port, high port,
-    source16, mask16, destination16, mask16)."""
+    address16) in list order; a firewall-mark service has protocol 0 and `mark_key` as its address. `marks` is a
+    list of (mark, family, protocol, low port, high port, source16, mask16, destination16, mask16)."""
 
     cdef SnapshotStruct s
     cdef object keep

@@ -139,14 +139,19 @@ cdef inline bint parse_ipv6(const uint8_t* s, uint32_t* at, uint32_t size, uint8
 cdef inline bint read_numbers(const uint8_t* s, uint32_t at, uint32_t size, Endpoint* e) noexcept nogil:
     """Six numbers with commas, as PORT and 227 have them; something must follow, so that the last one is whole."""
     cdef uint8_t numbers[6]
+    cdef uint32_t value = 0
     cdef uint32_t i = 0
     memset(numbers, 0, 6)
     e.start = at
     while at < size:
         if is_digit(s[at]):
-            numbers[i] = <uint8_t>(numbers[i] * 10 + s[at] - c'0')
+            value = value * 10 + s[at] - c'0'
+            if value > 255:
+                return False
+            numbers[i] = <uint8_t>value
         elif s[at] == c',' and i < 5:
             i += 1
+            value = 0
         else:
             break
         at += 1

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from cases.craft import V4, V6, Plan, endpoint, from_router, from_server, host, ip, segment, to_router, to_server
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import TCP
 from scapy.layers.l2 import Ether
 
-from cases.craft import V4, V6, Plan, endpoint, from_router, from_server, host, ip, segment, to_router, to_server
 from pylvs import Director
 
 C, S = 1000, 5000  # initial sequence numbers
@@ -184,6 +184,7 @@ def test_the_server_opens_the_data_connection(plan: Plan, rport: int) -> None:
         (b"EPRT !1!198.18.1.7!6804!\r\n", 6804),
         (b"PORT 198,18,1,7,26,148", 0),  # the last number may go on in the next segment
         (b"PORT 198,18,1,7,26\r\n", 0),
+        (b"PORT 198,18,1,7,26,404\r\n", 0),
         (b"PORT 198,18,1,7,0,0\r\n", 0),
         (b"EPRT |2|::1|6804|\r\n", 0),
         (b"EPRT |1|198.18.1|6804|\r\n", 0),

@@ -131,7 +131,9 @@ def test_calls_by_the_thousand_are_found_and_forgotten() -> None:
 
 
 pieces = st.lists(
-    st.sampled_from([b"\r", b"\n", b"\r\n", b"Call-ID", b"i", b":", b" ", b"\t", b"@", b"a", b"\xff", b"\x00", b"x" * 250]),
+    st.sampled_from(
+        [b"\r", b"\n", b"\r\n", b"Call-ID", b"i", b":", b" ", b"\t", b"@", b"a", b"\xff", b"\x00", b"x" * 250]
+    ),
     max_size=40,
 ).map(b"".join)
 
