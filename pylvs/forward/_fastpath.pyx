@@ -11,6 +11,7 @@ from libc.string cimport memcpy, memset
 from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from pylvs.forward cimport ftp
 from pylvs.forward._sys cimport acquire, load32, release
 from pylvs.forward.conn cimport F_NOTED, F_TEMPLATE, Conn, expire
 from pylvs.forward.fib cimport (
@@ -358,6 +359,8 @@ cdef class Core:
         default_timeouts(&p.timeouts)
         p.settings.conn_reuse_mode = 1
         p.settings.pmtu_disc = 1
+        p.watch_client = <void*>ftp.watch_client
+        p.watch_server = <void*>ftp.watch_server
         p.icmp_tokens = 1000000000
         self.adopt_fib(fib)
         self.adopt(Snapshot([], []))

@@ -42,6 +42,9 @@ cdef enum:
     LONGEST = 24  # "255,255,255,255,255,255" and a bit
 
 
+ctypedef bint (*Watch)(Plane* plane, Frame* frame, Flow* flow, Conn* c, uint8_t* reason) noexcept nogil
+
+
 cdef struct Endpoint:
     uint8_t address[16]
     uint16_t port

@@ -461,7 +461,7 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
         if inner is not NULL:
             icmp.translate_in(frame, flow, inner, c)
             return dr.send(plane, frame, flow, hop, &r.reason)
-        if unlikely(c.flags & F_NOTED) and not ftp.watch_client(plane, frame, flow, c, &r.reason):
+        if unlikely(c.flags & F_NOTED) and not (<ftp.Watch>plane.watch_client)(plane, frame, flow, c, &r.reason):
             return DROP
         return nat.send_in(plane, frame, flow, c, hop, &r.reason)
     return tun.send(plane, frame, flow, outer_family, c.daddr, hop, &r.reason)
@@ -515,7 +515,7 @@ cdef inline int outbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index,
     verdict = routable(plane, frame, flow, &hop, r)
     if unlikely(verdict != CONTINUE):
         return verdict
-    if unlikely(c.flags & F_NOTED) and not ftp.watch_server(plane, frame, flow, c, &r.reason):
+    if unlikely(c.flags & F_NOTED) and not (<ftp.Watch>plane.watch_server)(plane, frame, flow, c, &r.reason):
         return DROP
     book_out(plane, c.dest, flow.end - flow.l3)
     c.flags &= <uint32_t>~F_NO_OUTPUT

@@ -99,6 +99,8 @@ cdef struct Plane:
     uint16_t ip_id
     int64_t icmp_tokens  # in ns worth of refill
     uint64_t icmp_refilled
+    void* watch_client  # the FTP helper's `Watch` functions: called through here to stay out of the fast path
+    void* watch_server
 
 
 cdef inline uint8_t* scratch(Plane* plane, uint32_t size) noexcept nogil:
