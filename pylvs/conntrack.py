@@ -19,13 +19,14 @@ METHOD_NAMES: dict[int, Method] = {0: "masq", 1: "local", 2: "tunnel", 3: "route
 TEMPLATE = 0x1000
 SYNC = 0x20
 
-#: protocol, family, state, method, flags, client, port, virtual, port, dest, port, slot, expires ns, timeout ms, packets
-Raw = tuple[int, int, int, int, int, bytes, int, bytes, int, bytes, int, int, int, int, int]
+#: protocol, family, state, method, flags, client, port, virtual, port, dest, port, slot, expires ns, timeout ms, packets,
+#: engine data
+Raw = tuple[int, int, int, int, int, bytes, int, bytes, int, bytes, int, int, int, int, int, bytes]
 
 
 def connection(raw: Raw, now: int) -> Connection:
     """One entry, `now` in nanoseconds of the data plane's clock."""
-    proto, _, state, method, flags, client, cport, virtual, vport, dest, dport, _, expires, _, packets = raw
+    proto, _, state, method, flags, client, cport, virtual, vport, dest, dport, _, expires, _, packets, data = raw
     return Connection(
         protocol=PROTOCOL_NAMES.get(proto, str(proto)),
         state=state_name(proto, state, flags),
@@ -41,6 +42,8 @@ def connection(raw: Raw, now: int) -> Connection:
         packets=packets,
         template=bool(flags & TEMPLATE),
         origin="sync" if flags & SYNC else "local",
+        engine="sip" if data else "",
+        engine_data=data.decode("latin-1"),
     )
 
 

@@ -382,6 +382,7 @@ class ServiceTable:
                         )
                         for dest, level in zip(entry.dests, entry.levels, strict=True)
                     ],
+                    entry.service.engine == "sip",
                 )
                 for entry in self
             ],

@@ -163,6 +163,7 @@ EFFECTIVE = frozenset(
         "drop_packet",
         "expire_nodest_conn",
         "expire_quiescent_template",
+        "ip_vs_ftp",
         "lblc_expiration",
         "lblcr_expiration",
         "nat_icmp_send",

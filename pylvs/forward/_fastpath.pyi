@@ -11,9 +11,9 @@ LINK_CAPACITY: Final[int]
 
 _Pick = tuple[int, int, int, int, int, int, bool, int, int, bytes]
 _Entry = tuple[int, int, int, int, int, bytes]
-_Service = tuple[int, int, bytes, int, int, bool, int, int, bytes, _Pick, list[_Entry]]
+_Service = tuple[int, int, bytes, int, int, bool, int, int, bytes, _Pick, list[_Entry], bool]
 _Mark = tuple[int, int, int, int, int, bytes, bytes, bytes, bytes]
-_Connection = tuple[int, int, int, int, int, bytes, int, bytes, int, bytes, int, int, int, int, int]
+_Connection = tuple[int, int, int, int, int, bytes, int, bytes, int, bytes, int, int, int, int, int, bytes]
 _Counters = tuple[int, int, int, int, int]
 _Outcome = tuple[str, str | None, _Connection | None, int | None, int | None, list[tuple[int, bytes]]]
 

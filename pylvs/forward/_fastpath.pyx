@@ -12,9 +12,10 @@ from posix.mman cimport MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, P
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from pylvs.forward cimport crc32c as crc
+from pylvs.forward cimport ftp
 from pylvs.forward._sys cimport acquire, load32, release
 from pylvs.forward.cache cimport CACHE_ENTRIES, CACHE_HEADS, CACHE_MEMBERS, CacheEntry, Member
-from pylvs.forward.conn cimport Conn, expire
+from pylvs.forward.conn cimport F_NOTED, F_TEMPLATE, Conn, expire
 from pylvs.forward.defence cimport Defence, defend
 from pylvs.forward.fib cimport (
     MAX_LINKS, NO_LINK, Fib as FibStruct, FibLink, FibNeighbour, FibRange, FibRoute, neighbour_slot,
@@ -22,6 +23,7 @@ from pylvs.forward.fib cimport (
 from pylvs.forward.mailbox cimport (
     ADOPT_FIB, ADOPT_SNAPSHOT, DUMP, FLUSH, TUNE, ZERO, Command, Mailbox, execute, flush_slice, post,
 )
+from pylvs.forward.notes cimport Note
 from pylvs.forward.packet cimport LAST_REASON, SCTP, TCP, Frame
 from pylvs.forward.pipeline cimport BATCH, Result, process_batch
 from pylvs.forward.plane cimport (
@@ -42,7 +44,7 @@ REASONS = (
     "", "truncated", "bad_length", "bad_version", "bad_checksum", "bad_offload", "header_chain", "fragment",
     "dest_gone", "ttl_exceeded", "too_big", "no_route", "no_neighbour", "table_full", "no_server", "link_down",
     "tx_full", "icmp_limited", "martian", "drop_packet", "fragment_overlap", "fragment_timeout", "fragment_flood",
-    "bad_option", "loopback_server",
+    "bad_option", "loopback_server", "no_call_id",
 )
 assert len(REASONS) == LAST_REASON
 TCP_STATES = (
@@ -157,10 +159,11 @@ cdef class Slots:
 
 cdef class Snapshot:
     """A compiled configuration. `services` is a list of (protocol number, family, address16, port, slot, one_packet,
-    mark, persistent ms, mask16, pick, entries), where `pick` is (kind, cost, rule, step, top, epoch, fresh, level,
-    options, table of list positions as 32-bit words) and `entries` a list of (slot, weight, method, family, port,
-    address16) in list order; a firewall-mark service has protocol 0 and `mark_key` as its address. `marks` is a list of
-    (mark, family, protocol, low port, high port, source16, mask16, destination16, mask16)."""
+    mark, persistent ms, mask16, pick, entries, engine), where `pick` is (kind, cost, rule, step, top, epoch, fresh,
+    level, options, table of list positions as 32-bit words), `engine` whether templates are by Call-ID, and `entries` a
+    list of (slot, weight, method, family, port, address16) in list order; a firewall-mark service has protocol 0 and
+    `mark_key` as its address. `marks` is a list of (mark, family, protocol, low port, high port, source16, mask16,
+    destination16, mask16)."""
 
     cdef SnapshotStruct s
     cdef object keep
@@ -193,7 +196,8 @@ cdef class Snapshot:
         memset(self.s.vips, 0xFF, (self.s.vip_mask + 1) * 4)
         memset(self.s.replies, 0xFF, (self.s.reply_mask + 1) * 4)
         for n, service in enumerate(services):
-            proto, family, address, port, slot, one_packet, mark, persistent, mask, pick, entries = service
+            proto, family, address, port, slot, one_packet, mark, persistent, mask, pick = service[:10]
+            entries, engine = service[10:]
             svc = &self.s.services[n]
             svc.proto = proto
             svc.family = family
@@ -201,6 +205,8 @@ cdef class Snapshot:
             svc.port = port
             svc.slot = slot
             svc.one_packet = one_packet
+            svc.engine = engine
+            self.s.any_engine |= svc.engine
             svc.mark = mark
             svc.persistent = persistent
             memcpy(svc.mask, <const uint8_t*>(<bytes>mask), 16)
@@ -378,6 +384,7 @@ cdef class Core:
         self.plane = p = <Plane*>reserve(sizeof(Plane))
         self.box = <Mailbox*>reserve(sizeof(Mailbox))
         p.table.pool = <Conn*>reserve(<size_t>(capacity + 1) * sizeof(Conn))
+        p.table.notes = <Note*>reserve(<size_t>(capacity + 1) * sizeof(Note))
         p.table.heads = <uint32_t*>reserve(<size_t>heads * 4)
         p.table.mask = heads - 1
         p.table.capacity = capacity
@@ -410,6 +417,8 @@ cdef class Core:
         p.settings.conn_reuse_mode = 1
         p.settings.pmtu_disc = 1
         p.settings.lblc_expiration = p.settings.lblcr_expiration = <uint64_t>86400 * 1000000000
+        p.watch_client = <void*>ftp.watch_client
+        p.watch_server = <void*>ftp.watch_server
         p.icmp_tokens = 1000000000
         self.adopt_fib(fib)
         self.adopt(Snapshot([], []))
@@ -420,6 +429,7 @@ cdef class Core:
         if p is NULL:
             return
         munmap(p.table.pool, <size_t>(self.capacity + 1) * sizeof(Conn))
+        munmap(p.table.notes, <size_t>(self.capacity + 1) * sizeof(Note))
         munmap(p.table.heads, <size_t>(p.table.mask + 1) * 4)
         munmap(p.dests, MAX_DESTS * sizeof(DestLocal))
         munmap(p.cursors, MAX_SERVICES * sizeof(ServiceSlot))
@@ -491,6 +501,7 @@ cdef class Core:
         s.schedule_icmp = settings["schedule_icmp"] != 0
         s.lblc_expiration = <uint64_t>max(settings["lblc_expiration"], 0) * 1000000000
         s.lblcr_expiration = <uint64_t>max(settings["lblcr_expiration"], 0) * 1000000000
+        s.ip_vs_ftp = settings["ip_vs_ftp"]
         memset(&command, 0, sizeof(command))
         command.kind = TUNE
         command.pointer = &timeouts
@@ -533,10 +544,11 @@ cdef class Core:
 
     def connections(self):
         """All connections, as tuples (index, protocol, family, state, method, flags, caddr16, cport, vaddr16, vport,
-        daddr16, dport, dest slot, expires ns, timeout ms, packets); read in slices, between batches."""
+        daddr16, dport, dest slot, expires ns, timeout ms, packets, engine data); read in slices, between batches."""
         cdef Command command
         cdef uint32_t slice_size = 1024
         cdef Conn* conns = <Conn*>calloc(slice_size, sizeof(Conn))
+        cdef Note* notes = <Note*>reserve(slice_size * sizeof(Note))
         cdef uint32_t i
         cdef list found = []
         if conns is NULL:
@@ -547,17 +559,19 @@ cdef class Core:
             while command.first:
                 command.kind = DUMP
                 command.pointer = conns
+                command.other = notes
                 command.count = slice_size
                 self._post(&command)
                 for i in range(command.count):
-                    found.append(_conn_tuple(&conns[i]))
+                    found.append(_conn_tuple(&conns[i], &notes[i]))
         finally:
+            munmap(notes, slice_size * sizeof(Note))
             free(conns)
         return found
 
     def connection(self, uint32_t index):
         """One connection by index, as in `connections`; for the offline director."""
-        return _conn_tuple(&self.plane.table.pool[index])
+        return _conn_tuple(&self.plane.table.pool[index], &self.plane.table.notes[index])
 
     def totals(self):
         """-> (received, forwarded, passed, replied, {reason: count})"""
@@ -634,7 +648,7 @@ cdef class Core:
                 outcomes.append((
                     VERDICTS[1 if result.verdict == 5 else result.verdict],
                     REASONS[result.reason] or None,
-                    _conn_tuple(&self.plane.table.pool[result.conn]) if result.conn else None,
+                    self.connection(result.conn) if result.conn else None,
                     result.service if result.service != NO_SLOT else None,
                     result.dest if result.dest != NO_SLOT else None,
                     self._outbox(),
@@ -731,8 +745,9 @@ cdef tuple _counters(Counters* c):
     return c.conns, c.inpkts, c.outpkts, c.inbytes, c.outbytes
 
 
-cdef tuple _conn_tuple(Conn* c):
+cdef tuple _conn_tuple(Conn* c, Note* note):
     return (
         c.proto, c.family, c.state, c.method, c.flags, _address(c.caddr), c.cport, _address(c.vaddr), c.vport,
         _address(c.daddr), c.dport, c.dest, c.expires, c.timeout, c.packets,
+        note.data[:note.length] if c.flags & F_NOTED and c.flags & F_TEMPLATE else b"",
     )

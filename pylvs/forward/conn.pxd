@@ -13,8 +13,9 @@ flags and their values, a connection counting as inactive until its state says o
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pylvs.forward._sys cimport add32, likely
+from pylvs.forward._sys cimport add32, likely, unlikely
 from pylvs.forward.flowhash cimport flow_hash
+from pylvs.forward.notes cimport Note
 from pylvs.forward.packet cimport Flow, same16
 from pylvs.forward.snapshot cimport NO_SLOT, DestSlot
 from pylvs.forward.state cimport is_active
@@ -33,8 +34,12 @@ cdef enum ConnFlags:
     F_HASHED = 0x40
     F_NO_OUTPUT = 0x80
     F_INACTIVE = 0x100
+    F_OUT_SEQ = 0x200  # the server's sequence numbers are moved on
+    F_NO_CPORT = 0x800  # the client's port is not known yet
     F_TEMPLATE = 0x1000
     F_ONE_PACKET = 0x2000
+    # our own
+    F_NOTED = 0x40000000  # it has a note: of an application helper or a persistence engine
 
 
 cdef struct Conn:
@@ -90,6 +95,8 @@ cdef struct ConnTable:
     uint32_t wheel[WHEEL_TICKS + 1]
     uint64_t hand  # next tick to look at
     DestSlot* dests
+    Note* notes  # by index; those of connections with F_NOTED
+    uint32_t unported  # entries with F_NO_CPORT
 
 
 cdef inline uint64_t hash_of(ConnTable* t, Flow* flow) noexcept nogil:
@@ -144,6 +151,8 @@ cdef inline uint32_t find_template(
 
 
 cdef inline uint64_t client_hash(ConnTable* t, Conn* c) noexcept nogil:
+    if unlikely(c.flags & F_TEMPLATE and c.flags & F_NOTED):
+        return t.notes[c - t.pool].hash
     return flow_hash(t.key0, t.key1, c.family, c.proto, c.caddr, c.cport, c.vaddr, c.vport)
 
 
@@ -270,6 +279,8 @@ cdef inline void remove(ConnTable* t, uint32_t index) noexcept nogil:
         unlink_wheel(t, c)
         t.count -= 1
     unbind(t, c)
+    if unlikely(c.flags & F_NO_CPORT):
+        t.unported -= 1
     if c.control:
         t.pool[c.control].controlled -= 1
     memset(c, 0, sizeof(Conn))

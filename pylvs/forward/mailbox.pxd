@@ -10,9 +10,10 @@ from libc.string cimport memcpy, memset
 
 from pylvs.forward._sys cimport acquire, release
 from pylvs.forward.cache cimport flush_service
-from pylvs.forward.conn cimport Conn, evict
+from pylvs.forward.conn cimport F_NOTED, Conn, evict
 from pylvs.forward.defence cimport Defence, update
 from pylvs.forward.fib cimport Fib
+from pylvs.forward.notes cimport Note
 from pylvs.forward.pick cimport move_cursor
 from pylvs.forward.plane cimport Plane, Settings, retry_held
 from pylvs.forward.snapshot cimport NO_SLOT, PICK_CACHE, ServiceSlot, Snapshot, Svc, find_exact
@@ -28,7 +29,7 @@ cdef extern from "unistd.h" nogil:
 cdef enum CommandKind:
     ADOPT_SNAPSHOT  # pointer: Snapshot
     ADOPT_FIB  # pointer: Fib
-    DUMP  # pointer: array of Conn; first: index; count: places. -> first: next index (0: end), count: filled
+    DUMP  # pointer: array of Conn, other: of Note; first: index; count: places. -> first: next (0: end), count: filled
     FLUSH  # start to remove the connections of deleted real servers; `flush_slice` does it
     ZERO  # first: service slot, or NO_SLOT for everything; pointer: array of dest slots, count of them
     TUNE  # pointer: Timeouts; other: Settings; third: Defence, of which the administrator's part counts
@@ -88,12 +89,15 @@ cdef inline void adopt(Plane* plane, Snapshot* new) noexcept nogil:
 
 cdef inline void dump(Plane* plane, Command* command) noexcept nogil:
     cdef Conn* to = <Conn*>command.pointer
+    cdef Note* notes = <Note*>command.other
     cdef uint32_t index = command.first
     cdef uint32_t filled = 0
     cdef uint32_t looked = 0
     while index < plane.table.fresh and filled < command.count and looked < 65536:
         if plane.table.pool[index].family:
             memcpy(&to[filled], &plane.table.pool[index], sizeof(Conn))
+            if to[filled].flags & F_NOTED:
+                memcpy(&notes[filled], &plane.table.notes[index], sizeof(Note))
             filled += 1
         index += 1
         looked += 1

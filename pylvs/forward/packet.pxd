@@ -49,6 +49,7 @@ cdef enum DropReason:
     FRAGMENT_FLOOD  # pushed out by later ones, or cut into too many
     BAD_OPTION  # IPv4 options that are malformed, or ask for source routing
     LOOPBACK_SERVER  # NAT of a packet from outside to a loopback address
+    NO_CALL_ID  # no Call-ID, where the persistence engine sip needs one
     LAST_REASON
 
 

@@ -8,10 +8,10 @@ for all frames before the first one needs them. The order of decisions is that o
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from pylvs.forward cimport answer, dr, icmp, ipsec, nat, offload, options, tun, tunnelled
+from pylvs.forward cimport answer, dr, ftp, icmp, ipsec, nat, offload, options, sip, tun, tunnelled
 from pylvs.forward._sys cimport likely, prefetch, unlikely
 from pylvs.forward.conn cimport (
-    F_INACTIVE, F_NO_OUTPUT, F_ONE_PACKET, F_TEMPLATE, NOBODY, SIDE_CLIENT, SIDE_NONE, SIDE_SERVER, Conn,
+    F_INACTIVE, F_NO_OUTPUT, F_NOTED, F_ONE_PACKET, F_TEMPLATE, NOBODY, SIDE_CLIENT, SIDE_NONE, SIDE_SERVER, Conn,
     allocate, bind, find, find_template, hang, hash_of, insert, outdate, remove, set_state, touch,
 )
 from pylvs.forward.defence cimport drops_packet
@@ -19,8 +19,8 @@ from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is
 from pylvs.forward.packet cimport (
     AH, ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, BAD_OPTION, CONTINUE, DEFENCE, DEST_GONE, DROP, ESP, FLOW, FORWARD,
     GSO_WHOLE, HEADER_CHAIN, HELD, ICMP, ICMP6, ICMP_ECHO, ICMP_ERROR, IPSEC, LATER_FRAGMENT, LOOPBACK_SERVER,
-    MARTIAN, ND_SOLICITATION, NO_REASON, NO_ROUTE, NO_SERVER, OPTIONED, PASS, REPLY, RST, SCTP, SYN, TABLE_FULL, TCP,
-    TOO_BIG, TRUNCATED, TTL_EXCEEDED, TX_FULL, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse,
+    MARTIAN, ND_SOLICITATION, NO_CALL_ID, NO_REASON, NO_ROUTE, NO_SERVER, OPTIONED, PASS, REPLY, RST, SCTP, SYN, TABLE_FULL,
+    TCP, TOO_BIG, TRUNCATED, TTL_EXCEEDED, TX_FULL, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse,
     same16, ttl_of, wire_length,
 )
 from pylvs.forward.pick cimport choose_server
@@ -112,6 +112,11 @@ cdef inline int decide(Plane* plane, Frame* frame, Flow* flow, uint64_t h, Resul
             return DROP
         if flow.proto == SCTP:
             offload.finish_sctp(frame, flow)
+    if unlikely(index == NOBODY and plane.table.unported):
+        index = ftp.find_unported(&plane.table, flow)
+        side = SIDE_CLIENT
+        if index:
+            ftp.learn_port(&plane.table, index, flow.sport)
     if index and unlikely(plane.table.pool[index].expires <= plane.now) and not plane.table.pool[index].controlled:
         remove(&plane.table, index)  # its time came before the wheel did
         index = NOBODY
@@ -222,6 +227,14 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
             r.reason = TRUNCATED
             return DROP
         return leave(plane, frame, flow, r)
+    if unlikely(plane.snapshot.any_engine) and flow.proto == UDP:
+        index = call_out(plane, frame, flow)
+        if index:
+            verdict = outbound(plane, frame, flow, index, r)
+            if plane.table.pool[index].flags & F_ONE_PACKET:
+                remove(&plane.table, index)
+                r.conn = NOBODY
+            return verdict
     svc = service_for(plane, flow)
     if svc is NULL:
         return leave(plane, frame, flow, r)
@@ -235,9 +248,9 @@ cdef inline int schedule(Plane* plane, Frame* frame, Flow* flow, Result* r) noex
     if is_martian(plane.fib, flow.src):
         r.reason = MARTIAN
         return DROP
-    index = connect(plane, flow, svc, &r.reason)
+    index = connect(plane, frame, flow, svc, &r.reason)
     if index == NOBODY:
-        if r.reason == TABLE_FULL:
+        if r.reason == TABLE_FULL or r.reason == NO_CALL_ID:
             return DROP
         if svc.port == 21 and flow.dport != 21:
             r.reason = NO_REASON
@@ -263,12 +276,12 @@ cdef inline Svc* service_for(Plane* plane, Flow* flow) noexcept nogil:
     return svc
 
 
-cdef inline uint32_t connect(Plane* plane, Flow* flow, Svc* svc, uint8_t* reason) noexcept nogil:
+cdef inline uint32_t connect(Plane* plane, Frame* frame, Flow* flow, Svc* svc, uint8_t* reason) noexcept nogil:
     """A new connection of `flow` to a real server of `svc`; NOBODY with a reason if there can be none."""
     cdef Entry* entry = NULL
     cdef uint32_t index
     if svc.persistent:
-        return persist(plane, flow, svc, reason)
+        return persist(plane, frame, flow, svc, reason)
     if svc.mark or svc.port == flow.dport:  # a service of all ports serves persistent clients only
         entry = choose_server(plane, svc, flow)
     if entry is NULL:
@@ -288,11 +301,11 @@ cdef inline bint usable(Plane* plane, Conn* template) noexcept nogil:
     return slot.available and not (plane.settings.expire_quiescent_template and slot.weight == 0)
 
 
-cdef inline uint32_t persist(Plane* plane, Flow* flow, Svc* svc, uint8_t* reason) noexcept nogil:
+cdef inline uint32_t persist(Plane* plane, Frame* frame, Flow* flow, Svc* svc, uint8_t* reason) noexcept nogil:
     """A connection of a persistent service: where the client's template says, or where a new template is made to say.
 
     The template is by client (masked) and service port; by client and address for FTP and services of all ports; by
-    client and mark for firewall marks.
+    client and mark for firewall marks; with the engine sip, by the Call-ID as well.
     """
     cdef uint8_t client[16]
     cdef uint8_t address[16]
@@ -303,7 +316,11 @@ cdef inline uint32_t persist(Plane* plane, Flow* flow, Svc* svc, uint8_t* reason
     cdef DestSlot* slot
     cdef Conn* t
     cdef Entry* entry
+    cdef sip.CallId call
     cdef int i
+    if svc.engine and not sip.read_call_id(&plane.table, frame, flow, &call):
+        reason[0] = NO_CALL_ID
+        return NOBODY
     for i in range(16):
         client[i] = flow.src[i] & svc.mask[i]
     memcpy(address, flow.dst, 16)
@@ -312,7 +329,10 @@ cdef inline uint32_t persist(Plane* plane, Flow* flow, Svc* svc, uint8_t* reason
         proto = 0
     elif flow.dport == svc.port and svc.port != 21:
         vport = flow.dport
-    index = find_template(&plane.table, flow.family, proto, client, address, vport)
+    if svc.engine:
+        index = sip.find_call(&plane.table, flow.family, proto, client, address, vport, &call)
+    else:
+        index = find_template(&plane.table, flow.family, proto, client, address, vport)
     if index and plane.table.pool[index].expires <= plane.now and not plane.table.pool[index].controlled:
         remove(&plane.table, index)
         index = NOBODY
@@ -340,6 +360,8 @@ cdef inline uint32_t persist(Plane* plane, Flow* flow, Svc* svc, uint8_t* reason
         t.flags = F_TEMPLATE
         t.timeout = svc.persistent
         touch(t, plane.now)
+        if svc.engine:
+            sip.remember(&plane.table, index, &call)
         bind(&plane.table, t, entry.dest)
         insert(&plane.table, index, False)
     t = &plane.table.pool[index]
@@ -384,11 +406,68 @@ cdef inline uint32_t create(
     if svc.one_packet and flow.proto == UDP:
         c.flags |= F_ONE_PACKET
     else:
+        if unlikely(ftp.is_control(plane, flow, method)):
+            ftp.watch(&plane.table, index)
         insert(&plane.table, index, method == MASQ)
     plane.dests[dest].counters.conns += 1
     plane.services[svc.slot].conns += 1
     plane.total.conns += 1
     return index
+
+
+cdef inline uint32_t call_out(Plane* plane, Frame* frame, Flow* flow) noexcept nogil:
+    """A connection for a packet that a real server of a SIP service sends first; NOBODY if it is none.
+
+    It is as if the packet's receiver had called the service and been sent to this server; its template, too.
+    """
+    cdef Entry* entry
+    cdef Svc* svc = sip.caller_of(plane.snapshot, flow, &entry)
+    cdef Flow back
+    cdef sip.CallId call
+    cdef uint8_t client[16]
+    cdef uint32_t index = NOBODY
+    cdef uint32_t created
+    cdef Conn* t
+    cdef int i
+    if svc is NULL:
+        return NOBODY
+    if svc.persistent:
+        if not sip.read_call_id(&plane.table, frame, flow, &call):
+            return NOBODY
+        for i in range(16):
+            client[i] = flow.dst[i] & svc.mask[i]
+        index = sip.find_call(&plane.table, flow.family, UDP, client, svc.address, svc.port, &call)
+        if index and (plane.table.pool[index].dest != entry.dest or not usable(plane, &plane.table.pool[index])):
+            outdate(&plane.table, index)
+            index = NOBODY
+        if index == NOBODY:
+            index = allocate(&plane.table)
+            if index == NOBODY:
+                return NOBODY
+            t = &plane.table.pool[index]
+            memcpy(t.caddr, client, 16)
+            memcpy(t.vaddr, svc.address, 16)
+            memcpy(t.daddr, flow.src, 16)
+            t.vport = svc.port
+            t.dport = flow.sport
+            t.proto = UDP
+            t.family = flow.family
+            t.method = MASQ
+            t.flags = F_TEMPLATE
+            t.timeout = svc.persistent
+            sip.remember(&plane.table, index, &call)
+            bind(&plane.table, t, entry.dest)
+            insert(&plane.table, index, False)
+        touch(&plane.table.pool[index], plane.now)
+    memcpy(&back, flow, sizeof(Flow))
+    memcpy(back.src, flow.dst, 16)
+    memcpy(back.dst, svc.address, 16)
+    back.sport = flow.dport
+    back.dport = svc.port
+    created = create(plane, &back, svc, entry.dest, MASQ, flow.src, flow.sport)
+    if created and index:
+        hang(&plane.table, &plane.table.pool[created], index)
+    return created
 
 
 # ------------------------------------------------------------------------------------------------- room 5: forward
@@ -456,6 +535,8 @@ cdef inline int send(Plane* plane, Frame* frame, Flow* flow, Conn* c, icmp.Embed
             else:
                 ipsec.rewrite_in(frame, flow, c)
             return dr.send(plane, frame, flow, hop, &r.reason)
+        if unlikely(c.flags & F_NOTED) and not (<ftp.Watch>plane.watch_client)(plane, frame, flow, c, &r.reason):
+            return DROP
         return nat.send_in(plane, frame, flow, c, hop, &r.reason)
     return tun.send(plane, frame, flow, c, outer_family, hop, mtu, &r.reason)
 
@@ -517,6 +598,8 @@ cdef inline int outbound(Plane* plane, Frame* frame, Flow* flow, uint32_t index,
     verdict = routable(plane, frame, flow, &hop, r)
     if unlikely(verdict != CONTINUE):
         return verdict
+    if unlikely(c.flags & F_NOTED) and not (<ftp.Watch>plane.watch_server)(plane, frame, flow, c, &r.reason):
+        return DROP
     book_out(plane, c.dest, flow.end - flow.l3)
     c.flags &= <uint32_t>~F_NO_OUTPUT
     step(plane, frame, flow, c, OUTPUT)
@@ -756,7 +839,7 @@ cdef inline int schedule_error(
     if is_martian(plane.fib, inner.flow.src):
         r.reason = MARTIAN
         return DROP
-    index = connect(plane, &inner.flow, svc, &r.reason)
+    index = connect(plane, frame, &inner.flow, svc, &r.reason)
     if index == NOBODY:
         return DROP
     c = &plane.table.pool[index]

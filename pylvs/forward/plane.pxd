@@ -80,6 +80,7 @@ cdef struct Settings:
     uint64_t lblcr_expiration  # ns
     uint32_t expire_quiescent_template
     uint32_t schedule_icmp
+    uint32_t ip_vs_ftp
 
 
 cdef struct Plane:
@@ -116,6 +117,8 @@ cdef struct Plane:
     Whole whole  # of the frame at work, if at_whole; its gso_type is GSO_WHOLE
     bint at_whole
     uint32_t frag_id
+    void* watch_client  # the FTP helper's `Watch` functions: called through here to stay out of the fast path
+    void* watch_server
 
 
 cdef inline uint8_t* scratch(Plane* plane, uint32_t size) noexcept nogil:

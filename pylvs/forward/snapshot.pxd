@@ -132,6 +132,7 @@ cdef struct Svc:
     uint32_t persistent  # ms that a template lives, 0: none
     uint8_t mask[16]  # the granularity of templates
     bint one_packet
+    bint engine  # templates by SIP Call-ID
 
 
 cdef struct MarkRule:
@@ -165,6 +166,7 @@ cdef struct Snapshot:
     uint8_t serves[8]  # by address family (4, 6): is there any service?
     bint any_port_zero
     bint any_ftp
+    bint any_engine
     bint guarded  # the host does not see packets for services and replies of NAT real servers
 
 

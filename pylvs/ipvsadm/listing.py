@@ -200,7 +200,7 @@ def connections(entries: Iterable[Connection], style: Style, engines: bool) -> l
         lines.append(
             f"{line[0]} {line[1]:<16} {entry.engine:<18} {data}" if engines and entry.engine else " ".join(line)
         )
-        lines += [" ".join(_connection(entry, piece, 0, style)) for piece in rest]
+        lines += [" ".join(_connection(entry, piece[:8], 0, style)) for piece in rest]
     return lines
 
 
@@ -217,7 +217,8 @@ def _connection(entry: Connection, protocol: str, virtual_port: int, style: Styl
 
 def _as_read(entry: Connection) -> tuple[str, list[str]]:
     """The engine's data as the tool reads it from a file of the kernel's, in pieces of 255 characters: what does not fit
-    in the first begins lines of their own, which are printed with the address of the entry and no virtual port."""
+    in the first begins lines of their own, which are printed with the address of the entry and no virtual port, cut
+    to the 8 characters of the tool's place for a protocol."""
     room = 255 - PROC_LINE[family_of(entry.client)] - len(f" {entry.engine} ")
     data, rest = entry.engine_data[:room], entry.engine_data[room:]
     return data, [rest[i : i + 255] for i in range(0, len(rest), 255)]
