@@ -19,9 +19,9 @@ from pylvs.forward.fib cimport HOP_LOCAL, HOP_NONE, HOP_READY, Hop, is_local, is
 from pylvs.forward.packet cimport (
     AH, ARP_REQUEST, BAD_CHECKSUM, BAD_OFFLOAD, BAD_OPTION, CONTINUE, DEFENCE, DEST_GONE, DROP, ESP, FLOW, FORWARD,
     GSO_WHOLE, HEADER_CHAIN, HELD, ICMP, ICMP6, ICMP_ECHO, ICMP_ERROR, IPSEC, LATER_FRAGMENT, LOOPBACK_SERVER,
-    MARTIAN, ND_SOLICITATION, NO_CALL_ID, NO_REASON, NO_ROUTE, NO_SERVER, OPTIONED, PASS, REPLY, RST, SCTP, SYN, TABLE_FULL,
-    TCP, TOO_BIG, TRUNCATED, TTL_EXCEEDED, TX_FULL, UDP, Flow, Frame, decrement_ttl, dont_fragment, is_mapped4, parse,
-    same16, ttl_of, wire_length,
+    MARTIAN, ND_SOLICITATION, NO_CALL_ID, NO_REASON, NO_ROUTE, NO_SERVER, OPTIONED, PASS, REPLY, RST, SCTP, SYN,
+    TABLE_FULL, TCP, TOO_BIG, TRUNCATED, TTL_EXCEEDED, TX_FULL, UDP, Flow, Frame, decrement_ttl, dont_fragment,
+    is_mapped4, parse, same16, ttl_of, wire_length,
 )
 from pylvs.forward.pick cimport choose_server
 from pylvs.forward.plane cimport HEADROOM, Plane, has_room, retry_held, scratch
