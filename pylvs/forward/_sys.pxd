@@ -1,7 +1,7 @@
 """What the core needs of the compiler: atomics, hints and size assertions.
 
-This holds the project's one verbatim C block. System headers with Cython declarations of their own (libc) are
-cimported where they are used.
+This holds the core's verbatim C; `state.pxd` keeps its tables as C data. System headers with Cython declarations of
+their own (libc) are cimported where they are used.
 """
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -17,11 +17,9 @@ cdef extern from *:
     #define pylvs_add32(p, v) ((void)__atomic_fetch_add((p), (v), __ATOMIC_RELAXED))
     #define pylvs_acquire(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
     #define pylvs_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
-    #define pylvs_clz64(x) __builtin_clzll(x)
     static inline uint64_t pylvs_word(const uint8_t *p) { uint64_t w; memcpy(&w, p, 8); return w; }
     static inline uint32_t pylvs_half(const uint8_t *p) { uint32_t w; memcpy(&w, p, 4); return w; }
     static inline uint16_t pylvs_short(const uint8_t *p) { uint16_t w; memcpy(&w, p, 2); return w; }
-    typedef unsigned __int128 pylvs_u128;
     """
     bint likely "pylvs_likely"(bint condition) noexcept nogil
     bint unlikely "pylvs_unlikely"(bint condition) noexcept nogil

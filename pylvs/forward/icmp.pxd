@@ -25,12 +25,10 @@ from pylvs.forward.plane cimport Plane, icmp_allowed, scratch, transmit
 cdef enum:
     # (type << 8) | code
     UNREACHABLE_PORT4 = 0x0303
-    UNREACHABLE_HOST4 = 0x0301
     UNREACHABLE_PROTOCOL4 = 0x0302
     FRAG_NEEDED = 0x0304
     TIME_EXCEEDED4 = 0x0B00
     UNREACHABLE_PORT6 = 0x0104
-    UNREACHABLE_ADDRESS6 = 0x0103
     PACKET_TOO_BIG = 0x0200
     TIME_EXCEEDED6 = 0x0300
     UNKNOWN_HEADER6 = 0x0401
